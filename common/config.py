@@ -1,0 +1,370 @@
+"""One schema, three spellings: YAML files with `base:`, a dotlist (`optim.lr=1e-4`) and flags (`--lr 1e-4`).
+
+A job's options are a dataclass. A field that holds a swappable part (`part(...)`) or a map of optional
+parts (`parts(...)`) names the table the part is looked up in; the part's own keys are checked by that
+class's nested `Config`. Precedence: schema defaults < YAML < command line, left to right.
+
+This module imports no torch, so that `--help` of every job answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.errors import UserError
+
+__all__ = [
+    "MISSING", "Alias", "build", "dump", "lookup", "main", "opt", "parse", "part", "parts", "read_yaml", "resolve",
+]
+
+Alias = str | Callable[[str], list[str]]
+"""A flag's meaning: a dotted key, or a function from the flag's value to dotlist entries."""
+
+
+# ---------------------------------------------------------------------------------------------- declaring
+
+
+def opt(default: Any, help: str) -> Any:
+    """A documented field. Mutable defaults are copied for every instance."""
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def part(table: str, help: str, default: Mapping[str, Any] | None = None) -> Any:
+    """A mapping with a `name` from `table` ("package.module:TABLE"); its other keys belong to that class's Config."""
+    return dataclasses.field(default_factory=lambda: dict(default or {}), metadata={"help": help, "part": table})
+
+
+def parts(table: str, help: str, default: Mapping[str, Any] | None = None) -> Any:
+    """A map of optional parts: key -> mapping (or null = off). `name` defaults to the key."""
+    return dataclasses.field(default_factory=lambda: dict(default or {}), metadata={"help": help, "parts": table})
+
+
+# ---------------------------------------------------------------------------------------------- looking up
+
+
+def _import(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot import {path!r} ({error}); expected 'module:Class' importable from here") from error
+
+
+def lookup(table: str, name: str) -> type:
+    """The class called `name` in `table`, or `module:Class` from outside the tree.
+
+    Raises: UserError naming the nearest known name.
+    """
+    if ":" in name:
+        return _import(name)
+    known = _import(table)
+    if name not in known:
+        raise UserError(
+            f"unknown {table.partition(':')[2].lower()} name {name!r}{_nearest(name, known)}; "
+            f"known: {', '.join(sorted(known))}, or 'module:Class' for your own"
+        )
+    return known[name]
+
+
+def build(table: str, mapping: Mapping[str, Any], **context: Any) -> Any:
+    """Instantiate the part that `mapping` (with a `name`) describes: `cls(config, **context)`."""
+    cls = lookup(table, mapping["name"])
+    keys = {key: value for key, value in mapping.items() if key != "name"}
+    return cls(resolve(cls.Config, keys, where=mapping["name"]), **context)
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+# ---------------------------------------------------------------------------------------------- merging
+
+
+def merge(base: Any, override: Any) -> Any:
+    """Deep merge of plain mappings; an override that changes `name` drops the old part's keys."""
+    if not isinstance(base, Mapping) or not isinstance(override, Mapping):
+        return override
+    if "name" in override and "name" in base and override["name"] != base["name"]:
+        return dict(override)
+    merged = dict(base)
+    for key, value in override.items():
+        merged[key] = merge(base[key], value) if key in base else value
+    return merged
+
+
+def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file as a plain dict, its `base:` files (relative to it) merged underneath. `1e-4` is a float."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {str(path)!r} does not exist; expected a YAML file (--config FILE)")
+    if path.resolve() in _seen:
+        raise UserError(f"config file {str(path)!r} is its own base; remove one 'base:' from the circle")
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"config file {str(path)!r} is not valid YAML: {first_line}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"config file {str(path)!r} holds a {type(raw).__name__}; expected a mapping of keys to values")
+    bases = raw.pop("base", None) or []
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, read_yaml(path.parent / base, (*_seen, path.resolve())))
+    return merge(merged, raw)
+
+
+# ---------------------------------------------------------------------------------------------- checking
+
+
+def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
+    """Check `raw` against the dataclass `schema` and return an instance with every default filled in.
+
+    Raises: UserError for an unknown key (with the nearest known one), a wrong type, or a missing value.
+    """
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    leaves: dict[str, Any] = {}
+    deep: dict[str, Any] = {}
+    for key, value in raw.items():
+        dotted = f"{where}.{key}" if where else str(key)
+        if key not in fields:
+            raise UserError(f"unknown key {dotted!r}{_nearest(str(key), fields)}; known here: {', '.join(fields)}")
+        nested = _nested_schema(schema, key)
+        if nested and value is not None:
+            deep[key] = resolve(nested, _mapping(value, dotted), where=dotted)
+        elif {"part", "parts"} & fields[key].metadata.keys():
+            deep[key] = value
+        else:
+            leaves[key] = value
+    plain = {key: leaves[key] for key in leaves}
+    try:
+        checked = OmegaConf.merge(OmegaConf.structured(_leaf_schema(schema)), plain)
+        values = OmegaConf.to_container(checked, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or getattr(error, "key", "")
+        dotted = ".".join(filter(None, (where, str(key))))
+        raise UserError(f"key {dotted!r}: {str(error).splitlines()[0]}") from error
+    for name, field in fields.items():
+        dotted = f"{where}.{name}" if where else name
+        if field.metadata.get("part"):
+            default = field.default_factory()
+            deep[name] = _complete(field.metadata["part"], merge(default, deep.get(name, {})), dotted)
+        elif field.metadata.get("parts"):
+            given = merge(field.default_factory(), deep.get(name) or {})
+            table = field.metadata["parts"]
+            deep[name] = {
+                key: _complete(table, merge({"name": key}, {} if value is True else value), f"{dotted}.{key}")
+                for key, value in given.items()
+                if value is not None and value is not False
+            }
+        elif _nested_schema(schema, name) and name not in deep and name not in leaves:
+            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            deep[name] = None if default is None else resolve(_nested_schema(schema, name), {}, where=dotted)
+    values.update({name: deep[name] for name in deep})
+    for name in fields:
+        if isinstance(values.get(name), str) and values[name] == MISSING:
+            dotted = f"{where}.{name}" if where else name
+            help = fields[name].metadata.get("help", "")
+            raise UserError(f"{dotted!r} is not set ({help}); give it as {dotted}=VALUE or --{name.replace('_', '-')} VALUE")
+    return schema(**values)
+
+
+def _mapping(value: Any, dotted: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"key {dotted!r} got {value!r}; expected a mapping of keys to values")
+    return value
+
+
+def _complete(table: str, mapping: Any, dotted: str) -> dict[str, Any] | None:
+    """A part's mapping with the defaults of its Config filled in; {} or null means no part."""
+    if not mapping:
+        return None
+    _mapping(mapping, dotted)
+    if "name" not in mapping:
+        raise UserError(f"key {dotted!r} has no 'name'; expected one of {', '.join(sorted(_import(table)))}")
+    cls = lookup(table, mapping["name"])
+    own = {key: value for key, value in mapping.items() if key != "name"}
+    return {"name": mapping["name"], **dataclasses.asdict(resolve(cls.Config, own, where=dotted))}
+
+
+def _nested_schema(schema: type, key: str) -> type | None:
+    """The dataclass a field holds, if it holds one (also `X | None`)."""
+    hint = _hints(schema).get(key)
+    for candidate in (hint, *getattr(hint, "__args__", ())):
+        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def _hints(schema: type) -> dict[str, Any]:
+    import typing
+
+    return typing.get_type_hints(schema)
+
+
+def _leaf_schema(schema: type) -> type:
+    """`schema` without its nested dataclasses and parts, for OmegaConf to check the plain values' types."""
+    hints = _hints(schema)
+    kept = []
+    for field in dataclasses.fields(schema):
+        if _nested_schema(schema, field.name) or {"part", "parts"} & field.metadata.keys():
+            continue
+        if field.default_factory is not dataclasses.MISSING:
+            default = dataclasses.field(default_factory=field.default_factory)
+        elif field.default is dataclasses.MISSING:
+            default = dataclasses.field(default=MISSING)
+        else:
+            default = dataclasses.field(default=field.default)
+        kept.append((field.name, hints[field.name], default))
+    return dataclasses.make_dataclass(schema.__name__, kept)
+
+
+def dump(config: Any) -> str:
+    """A resolved config as YAML that reads back to the same config."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def parse(
+    schema: type,
+    argv: list[str] | None = None,
+    *,
+    aliases: Mapping[str, Alias] | None = None,
+    about: str = "",
+    default_config: str | None = None,
+) -> Any:
+    """Read a job's command line.
+
+    Understood, freely mixed: `--config FILE` (repeatable), `key.sub=value`, `--key.sub value`,
+    `--flag value`, `--flag=value`, `--flag` / `--no-flag` for booleans, `--dry-run` (print the resolved
+    config and exit), `--help`. Every top-level field of `schema` is also a flag (`_` written as `-`);
+    `aliases` adds the spellings of the papers' READMEs.
+
+    Raises: UserError for anything not understood. SystemExit(0) after --help and --dry-run.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    aliases = dict(aliases or {})
+    if "--help" in argv or "-h" in argv:
+        print(_help(schema, aliases, about))
+        raise SystemExit(0)
+    raw: dict[str, Any] = read_yaml(default_config) if default_config else {}
+    dry_run = False
+    command_line: dict[str, Any] = {}
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        at += 1
+        if word == "--dry-run":
+            dry_run = True
+            continue
+        if not word.startswith("--"):
+            key, equals, value = word.partition("=")
+            if not equals:
+                raise UserError(f"got {word!r}; expected --flag VALUE or key=value (see --help)")
+            entries = [word] if key not in ("config",) else None
+            if entries is None:
+                raw = merge(raw, read_yaml(value))
+                continue
+        else:
+            flag, equals, value = word[2:].partition("=")
+            if not equals:
+                takes_none = at >= len(argv) or argv[at].startswith("--") or _is_switch(schema, flag, aliases)
+                if takes_none and not (at < len(argv) and argv[at].lower() in ("true", "false")):
+                    value = "true"
+                else:
+                    value = argv[at]
+                    at += 1
+            if flag == "config":
+                raw = merge(raw, read_yaml(value))
+                continue
+            entries = _flag_entries(schema, flag, value, aliases)
+        for entry in entries:
+            try:
+                parsed = OmegaConf.to_container(OmegaConf.from_dotlist([entry]), resolve=True)
+            except (OmegaConfBaseException, yaml.YAMLError) as error:
+                raise UserError(f"cannot read {entry!r}: {str(error).splitlines()[0]}; expected key=value") from error
+            command_line = merge(command_line, parsed)
+    config = resolve(schema, merge(raw, command_line))
+    if dry_run:
+        print(dump(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def _is_switch(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:
+    if flag.startswith("no-") and flag not in aliases:
+        return True
+    target = aliases.get(flag, flag.replace("-", "_"))
+    if callable(target):
+        return getattr(target, "switch", False)
+    for key in target.split(".")[:-1]:
+        nested = _nested_schema(schema, key)
+        if nested is None:
+            return False
+        schema = nested
+    return _hints(schema).get(target.split(".")[-1]) is bool
+
+
+def _flag_entries(schema: type, flag: str, value: str, aliases: Mapping[str, Alias]) -> list[str]:
+    fields = {field.name for field in dataclasses.fields(schema)}
+    if flag in aliases:
+        target = aliases[flag]
+        return target(value) if callable(target) else [f"{target}={value}"]
+    if "." in flag or flag.replace("-", "_") in fields:
+        return [f"{flag.replace('-', '_')}={value}"]
+    if flag.startswith("no-"):
+        inverted = _flag_entries(schema, flag[3:], "false", aliases)
+        return inverted
+    known = sorted({*aliases, *(name.replace("_", "-") for name in fields)})
+    raise UserError(f"unknown flag '--{flag}'{_nearest(flag, known)}; see --help")
+
+
+def _help(schema: type, aliases: Mapping[str, Alias], about: str) -> str:
+    lines = [about.strip(), "", "usage: [--config FILE] [--flag VALUE | key.sub=value ...] [--dry-run]", "", "options:"]
+    spelled = {target: flag for flag, target in aliases.items() if isinstance(target, str)}
+
+    def walk(schema: type, prefix: str) -> None:
+        for field in dataclasses.fields(schema):
+            dotted = f"{prefix}{field.name}"
+            nested = _nested_schema(schema, field.name)
+            if nested:
+                lines.append(f"  {dotted}: {field.metadata.get('help', '')}".rstrip(": "))
+                walk(nested, f"{dotted}.")
+                continue
+            flag = f"--{spelled[dotted]}" if dotted in spelled else (f"--{field.name.replace('_', '-')}" if not prefix else "")
+            default = field.default if field.default is not dataclasses.MISSING else (
+                field.default_factory() if field.default_factory is not dataclasses.MISSING else MISSING
+            )
+            shown = "required" if default == MISSING else f"default {default!r}"
+            table = field.metadata.get("part") or field.metadata.get("parts")
+            about_table = f" (names: {table})" if table else ""
+            lines.append(f"  {dotted}{'  ' + flag if flag else ''}\n      {field.metadata.get('help', '')}{about_table} [{shown}]")
+
+    walk(schema, "")
+    return "\n".join(lines)
+
+
+def main(job: Callable[[], Any]) -> None:
+    """Run a job's `main`, turning a UserError into one sentence on stderr and exit code 2."""
+    try:
+        job()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to continue", file=sys.stderr)
+        raise SystemExit(130) from None
