@@ -1,0 +1,177 @@
+"""Checkpoints: a folder per step, written whole or not at all, loaded strictly.
+
+    <run>/checkpoints/0250000/
+        model.safetensors ...   weights, one file a name
+        state.pt                optimizers and counters (tensors and plain containers only)
+        config.json             the resolved config of the run
+        manifest.json           sizes and sha256 of the files above; written last
+
+A folder without a matching manifest is not a checkpoint and is never resumed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from common.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def save(
+    run: str | Path,
+    step: int,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config: Mapping[str, Any],
+    meta: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write one checkpoint atomically: a temporary folder, fsync, rename. Returns its path.
+
+    Raises: UserError when the disk is full or read-only; earlier checkpoints are untouched.
+    """
+    final = Path(run) / "checkpoints" / f"{step:07d}"
+    partial = final.with_name(final.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, tensors in weights.items():
+            plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+            save_file(plain, partial / f"{name}.safetensors")
+        torch.save(dict(state), partial / "state.pt")
+        (partial / "config.json").write_text(json.dumps(config, indent=1))
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files, **(meta or {})}, indent=1))
+        for path in (*partial.iterdir(), partial):
+            _fsync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(partial, final)
+        _fsync(final.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"checkpoint {str(final)!r} could not be written ({error.strerror or error}); "
+            "free space or choose another --out; earlier checkpoints are intact"
+        ) from error
+    return final
+
+
+def prune(run: str | Path, keep_last: int, milestone_every: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints and the milestones (0 = no milestones)."""
+    folders = sorted(_candidates(Path(run)))
+    for folder in folders[:-keep_last] if keep_last else []:
+        if not (milestone_every and int(folder.name) % milestone_every == 0):
+            shutil.rmtree(folder)
+
+
+def newest(run: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    for folder in sorted(_candidates(Path(run)), reverse=True):
+        if is_complete(folder):
+            return folder
+    return None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file the manifest lists is there in full size."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The resolved config a checkpoint was trained with."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} holds no config.json; expected a checkpoint folder such as <run>/checkpoints/0001000")
+    return json.loads(path.read_text())
+
+
+def read_weights(folder: str | Path, name: str) -> dict[str, Tensor]:
+    """One weights file of a checkpoint folder."""
+    path = Path(folder) / f"{name}.safetensors"
+    if not path.is_file():
+        there = sorted(p.stem for p in Path(folder).glob("*.safetensors"))
+        raise UserError(f"{str(folder)!r} holds no weights {name!r}; there are: {', '.join(there) or 'none'} (weights=NAME)")
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own untyped errors for damaged files
+        raise UserError(f"{str(path)!r} is damaged ({error}); use another checkpoint") from error
+
+
+def read_state(folder: str | Path) -> dict[str, Any]:
+    return torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """A checkpoint folder from what people pass: the folder itself, or a run (then its newest complete checkpoint)."""
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        if not is_complete(path):
+            raise UserError(f"checkpoint {str(path)!r} is incomplete (a file is missing or cut short); use an earlier one")
+        return path
+    found = newest(path)
+    if found is None:
+        raise UserError(f"no checkpoint at {str(path)!r}; expected a run folder or <run>/checkpoints/<step>")
+    return found
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Strict load; all disagreements in one message.
+
+    Raises: UserError listing the first missing, unexpected and mis-shaped keys.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in tensors]
+    unexpected = [key for key in tensors if key not in own]
+    shapes = [
+        f"{key}: file {tuple(tensors[key].shape)}, model {tuple(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    if missing or unexpected or shapes:
+        problems = [
+            f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+            for kind, found in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
+            if found
+        ]
+        raise UserError(f"weights of {source} do not fit this config: {'; '.join(problems)}; pass the config they were trained with")
+    module.load_state_dict(tensors)
+
+
+def fingerprint(folder: str | Path) -> str:
+    """A short hash of a checkpoint's weight files, for records that name it."""
+    files = json.loads((Path(folder) / MANIFEST).read_text())["files"]
+    hashes = "".join(entry["sha256"] for name, entry in sorted(files.items()) if name.endswith(".safetensors"))
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _candidates(run: Path) -> list[Path]:
+    folder = run / "checkpoints"
+    return [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()] if folder.is_dir() else []
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

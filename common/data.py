@@ -1,0 +1,138 @@
+"""Image folders and the order they are read in.
+
+The order is a pure function of (seed, position): position p of the endless stream is image
+`permutation(seed, p // n)[p % n]`, and its augmentation is drawn from a generator seeded by (seed, p).
+So any number of ranks and workers sees the same batches, and a resume starts in the middle of an epoch
+without reading what came before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common.config import MISSING, opt
+from common.errors import UserError
+from common.images import IMAGE_SUFFIXES, center_crop, random_crop, read_image
+
+
+@dataclass
+class DataConfig:
+    """An image folder for training."""
+
+    root: str = opt(MISSING, "image folder: <root>/<class>/*.png, or images directly under <root>")
+    batch_size: int = opt(256, "global batch size, over all ranks")
+    crop: str = opt("random", "random (short side in [size, size/0.8], random square) | center")
+    flip: bool = opt(True, "mirror half of the images")
+    workers: int = opt(0, "loader processes per rank; 0 = in the training process")
+
+
+class ImageFolder(Dataset):
+    """Images under a folder, classes = sorted sub-folders (or one class when images lie directly in it).
+
+    Items are dicts: `pixels` uint8 (H,W,3), `label` int, `index` int.
+    """
+
+    def __init__(self, root: str | Path, image_size: int, crop: str = "center", flip: bool = False, seed: int = 0):
+        root = Path(root)
+        if not root.is_dir():
+            raise UserError(f"image folder {str(root)!r} does not exist; pass --data-path DIR (or data.root=DIR)")
+        if crop not in ("random", "center"):
+            raise UserError(f"data.crop got {crop!r}; expected random or center")
+        self.classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and _has_images(entry.path))
+        self.paths: list[str] = []
+        self.labels: list[int] = []
+        for label, folder in enumerate(self.classes or [""]):
+            files = sorted(_images(root / folder))
+            self.paths += files
+            self.labels += [label] * len(files)
+        if not self.paths:
+            raise UserError(f"image folder {str(root)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); expected <class>/*.png below it")
+        self.classes = self.classes or [root.name]
+        self.image_size, self.crop, self.flip, self.seed = image_size, crop, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, np.ndarray | int]:
+        index, position = item if isinstance(item, tuple) else (item, item)
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+        image = read_image(self.paths[index])
+        if self.crop == "random":
+            image = random_crop(image, self.image_size, rng)
+        else:
+            image = center_crop(image, self.image_size)
+        pixels = np.asarray(image)
+        if self.flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return {"pixels": np.ascontiguousarray(pixels), "label": self.labels[index], "index": index}
+
+
+def _images(folder: Path) -> Iterator[str]:
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                yield os.path.join(directory, name)
+
+
+def _has_images(folder: str) -> bool:
+    return next(_images(Path(folder)), None) is not None
+
+
+class StreamSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, position) for one rank of an endless shuffled stream, from `start_step` on."""
+
+    def __init__(self, count: int, batch_size: int, rank: int, ranks: int, seed: int, start_step: int, steps: int):
+        if batch_size % ranks:
+            raise UserError(f"data.batch_size={batch_size} does not divide over {ranks} processes; choose a multiple of {ranks}")
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.local = rank, batch_size // ranks
+        self.start_step, self.steps = start_step, steps
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start_step, self.steps):
+            first = step * self.batch_size + self.rank * self.local
+            batch = []
+            for position in range(first, first + self.local):
+                if position // self.count != epoch:
+                    epoch = position // self.count
+                    order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.count)
+                batch.append((int(order[position % self.count]), position))
+            yield batch
+
+
+def stream(
+    dataset: Dataset, batch_size: int, rank: int, ranks: int, seed: int, start_step: int, steps: int, workers: int = 0
+) -> DataLoader:
+    """A loader over `StreamSampler`; items are stacked as numpy -> tensors."""
+    sampler = StreamSampler(len(dataset), batch_size, rank, ranks, seed, start_step, steps)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def share(count: int, rank: int, ranks: int) -> range:
+    """Rank's contiguous share of `count` items: every item exactly once over all ranks."""
+    return range(count * rank // ranks, count * (rank + 1) // ranks)
+
+
+def batches(dataset: Dataset, indices: range, batch_size: int, workers: int = 0) -> Iterator[dict[str, Tensor]]:
+    """Items of `indices` in order, for jobs that visit every image once."""
+    chunks = [list(indices[at : at + batch_size]) for at in range(0, len(indices), batch_size)]
+    return iter(DataLoader(dataset, batch_sampler=chunks, num_workers=workers))

@@ -1,0 +1,119 @@
+"""Processes: who am I, how do tensors meet. One process needs no group; CPU ranks use gloo, CUDA ranks nccl."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def init(device: str = "auto", timeout_minutes: float = 60.0) -> World:
+    """Read torchrun's variables, choose the device ("auto", "cpu", "cuda"), join the process group if there is one."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={device} but no CUDA device is visible; pass --device cpu or --device auto")
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    if size > 1 and not torch_dist.is_initialized():
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        torch_dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    return World(rank, size, chosen)
+
+
+def close() -> None:
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def size() -> int:
+    """Number of ranks (1 without a process group)."""
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if torch_dist.is_initialized():
+        torch_dist.barrier()
+
+
+def mean(values: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars averaged over ranks, in one collective."""
+    if not values:
+        return {}
+    stacked = torch.stack([value.detach().double().reshape(()) for value in values.values()])
+    if size() > 1:
+        torch_dist.all_reduce(stacked)
+        stacked /= size()
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks through which gradients flow: every rank's gradient is summed, too."""
+    if size() == 1:
+        return tensor
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(tensor)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank if it is true on any."""
+    if size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def all_gather(tensor: Tensor) -> list[Tensor]:
+    """The same-shaped tensor of every rank, in rank order."""
+    if size() == 1:
+        return [tensor]
+    gathered = [torch.empty_like(tensor) for _ in range(size())]
+    torch_dist.all_gather(gathered, tensor.contiguous())
+    return gathered
+
+
+def gather_objects(value: object) -> list[object]:
+    """Small Python values of every rank, on every rank, in rank order."""
+    if size() == 1:
+        return [value]
+    gathered: list[object] = [None] * size()
+    torch_dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def wrap(module: nn.Module, parallel: str, world: World) -> nn.Module:
+    """Gradients averaged over ranks: "ddp" wraps when there is more than one rank, "none" never does."""
+    if parallel == "none" and world.size > 1:
+        raise UserError(f"parallel=none with {world.size} processes would train {world.size} models; use parallel=ddp")
+    if parallel == "none" or world.size == 1:
+        return module
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)

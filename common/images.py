@@ -1,0 +1,127 @@
+"""Images between floats, 8-bit pixels, PNG files and the one `.npz` layout every evaluator reads."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from common.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """Float images (B,3,H,W) in [-1,1] -> uint8 (B,H,W,3): clamp(127.5 x + 128, 0, 255) truncated.
+
+    Lossless for images that came from 8-bit pixels. Source: the rule of the ADM, LlamaGen and GigaTok samplers.
+    """
+    scaled = (images.detach().float() * 127.5 + 128.0).clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """uint8 (B,H,W,3) -> float images (B,3,H,W) in [-1,1]."""
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file as RGB.
+
+    Raises: UserError naming the file when it is missing, truncated or no image at all.
+    """
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"image {str(path)!r} does not exist; it was listed when the job started") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {str(path)!r} cannot be read ({error}); replace or remove this file") from error
+
+
+def write_png(path: str | Path, pixels: np.ndarray) -> None:
+    """uint8 (H,W,3) -> PNG, written whole or not at all."""
+    path = Path(path)
+    partial = path.with_suffix(".partial")
+    Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
+    os.replace(partial, path)
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop: halve with BOX while the short side >= 2*size, BICUBIC to the size, crop the middle."""
+    image = _resize_short_side(image, size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_fraction: float = 0.8) -> Image.Image:
+    """ADM's random crop: the short side drawn uniformly from [size, ceil(size/min_fraction)], then a random square."""
+    short = int(rng.integers(size, int(np.ceil(size / min_fraction)) + 1))
+    image = _resize_short_side(image, short)
+    left = int(rng.integers(0, image.width - size + 1))
+    top = int(rng.integers(0, image.height - size + 1))
+    return image.crop((left, top, left + size, top + size))
+
+
+def _resize_short_side(image: Image.Image, short: int) -> Image.Image:
+    while min(image.size) >= 2 * short:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = short / min(image.size)
+    if scale == 1:
+        return image
+    size = (max(short, round(image.width * scale)), max(short, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+class NpzWriter:
+    """Streams uint8 pixels (count,H,W,3) into `arr_0` of an uncompressed `.npz` with bounded memory.
+
+    The file appears under its name only when `close` has seen exactly `count` images.
+    """
+
+    def __init__(self, path: str | Path, count: int, size: tuple[int, int]):
+        self.path, self.count, self.shape = Path(path), count, (*size, 3)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._zip = zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED, allowZip64=True)
+        self._member = self._zip.open("arr_0.npy", "w", force_zip64=True)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *self.shape)}
+        np.lib.format.write_array_header_1_0(self._member, header)
+        self.written = 0
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Append uint8 (n,H,W,3)."""
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.shape:
+            raise ValueError(f"got {pixels.dtype} {pixels.shape}; expected uint8 (n, {self.shape})")
+        self._member.write(np.ascontiguousarray(pixels).tobytes())
+        self.written += len(pixels)
+
+    def close(self) -> None:
+        self._member.close()
+        self._zip.close()
+        if self.written != self.count:
+            self.partial.unlink()
+            raise ValueError(f"{self.path}: {self.written} images written, {self.count} announced")
+        os.replace(self.partial, self.path)
+
+
+def read_npz(path: str | Path) -> np.ndarray:
+    """`arr_0` of a sample or reference file: uint8 (N,H,W,3).
+
+    Raises: UserError when the file is missing, not an `.npz`, or holds anything but 8-bit RGB images.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{str(path)!r} does not exist; expected an .npz with 'arr_0' (N,H,W,3) uint8")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            array = archive["arr_0"]
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{str(path)!r} cannot be read as .npz with 'arr_0' ({error})") from error
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
+        raise UserError(f"{str(path)!r} holds {array.dtype} {array.shape}; expected uint8 (N,H,W,3)")
+    return array
