@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# Variables of the papers' READMEs. Source it from any folder: . set_env_vars.sh
+# What is already set stays as it is. The launchers in scripts/ source it themselves.
+
+_gpus_here() { nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true; }
+
+# Where things are.
+PROJECT_ROOT="${PROJECT_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)}"
+IMGNET_ROOT="${IMGNET_ROOT:-$PROJECT_ROOT/data/imagenet}" # holds ILSVRC2012_img_train/ and ILSVRC2012_img_val/
+VAL_PATH="${VAL_PATH:-$PROJECT_ROOT/results/reference}"   # where val.sh writes the reference images
+GT_VAL_NPZ_PATH="${GT_VAL_NPZ_PATH:-$VAL_PATH/val_imagenet.npz}"
+GT_NPZ_PATH="${GT_NPZ_PATH:-$PROJECT_ROOT/data/VIRTUAL_imagenet256_labeled.npz}"
+
+# Programs. The evaluator has an environment of its own: bash env_install.sh --eval
+EVAL_PYTHON_PATH="${EVAL_PYTHON_PATH:-$PROJECT_ROOT/.venv-eval/bin/python}"
+TORCH_RUN_PATH="${TORCH_RUN_PATH:-$PROJECT_ROOT/.venv/bin/torchrun}"
+
+# Processes: GPUS per machine, NNODES machines, this one being number NODE_RANK. Lower-case gpus, which one
+# README writes before a single command, wins over a GPUS that an earlier sourcing exported.
+GPUS="${gpus:-${GPUS:-$(_gpus_here)}}"
+if [ "$GPUS" = 0 ]; then GPUS=1; fi # without a GPU: one process on the CPU
+NNODES="${NNODES:-1}"
+NODE_RANK="${NODE_RANK:-0}"
+MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
+PORT="${PORT:-3343}"
+
+# Nothing asks for a login: with no key, Weights & Biases (off unless a config asks for it) stays offline.
+if [ -z "${WANDB_API_KEY:-}" ]; then WANDB_MODE="${WANDB_MODE:-offline}"; export WANDB_MODE; fi
+
+export PROJECT_ROOT IMGNET_ROOT VAL_PATH GT_VAL_NPZ_PATH GT_NPZ_PATH EVAL_PYTHON_PATH TORCH_RUN_PATH
+export GPUS NNODES NODE_RANK MASTER_ADDR PORT
+unset -f _gpus_here
