@@ -142,8 +142,8 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
         if key not in fields:
             raise UserError(f"unknown key {dotted!r}{_nearest(str(key), fields)}; known here: {', '.join(fields)}")
         nested = _nested_schema(schema, key)
-        if nested and value is not None:
-            deep[key] = resolve(nested, _mapping(value, dotted), where=dotted)
+        if nested:
+            deep[key] = None if value is None else resolve(nested, _mapping(value, dotted), where=dotted)
         elif {"part", "parts"} & fields[key].metadata.keys():
             deep[key] = value
         else:
@@ -169,7 +169,7 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
                 for key, value in given.items()
                 if value is not None and value is not False
             }
-        elif _nested_schema(schema, name) and name not in deep and name not in leaves:
+        elif _nested_schema(schema, name) and name not in deep:
             default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
             deep[name] = None if default is None else resolve(_nested_schema(schema, name), {}, where=dotted)
     values.update({name: deep[name] for name in deep})

@@ -1,0 +1,86 @@
+"""The convolutional pixel decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.config import opt
+from tokenizer.encoders.cnn import CnnConfig
+from tokenizer.layers.resnet import (
+    AdaptiveGroupNorm,
+    AttnBlock,
+    ResBlock,
+    UpsampleDepthToSpace,
+    UpsampleNearest,
+    depth_to_space,
+    group_norm,
+    init_weights,
+)
+from tokenizer.layout import Layout
+
+
+@dataclass
+class CnnDecoderConfig(CnnConfig):
+    """The encoder's keys and two of GigaTok's changes, both off in LlamaGen."""
+
+    adaptive_norm: bool = opt(True, "AdaptiveGroupNorm styled by the latent map before every level")
+    depth_to_space: bool = opt(True, "upsample by depth-to-space instead of nearest neighbour")
+
+
+class CnnDecoder(nn.Module):
+    """map (B,z_channels,G,G) -> images (B,3,G*stride,G*stride)."""
+
+    @dataclass
+    class Config(CnnDecoderConfig):
+        pass
+
+    def __init__(self, config: CnnDecoderConfig, image_size: int, z_channels: int, layout: Layout | None = None):
+        super().__init__()
+        self.patch = config.patch
+        widths = [config.channels * m for m in config.multipliers]
+        width = widths[-1]
+        self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
+        middle = [ResBlock(width, width), ResBlock(width, width)]
+        self.mid = nn.ModuleList([middle[0], AttnBlock(width), middle[1]] if config.attention else middle)
+        self.conv_blocks, self.adaptive = nn.ModuleList(), nn.ModuleList()
+        upsample = UpsampleDepthToSpace if config.depth_to_space else UpsampleNearest
+        for level, out in reversed(list(enumerate(widths))):
+            if config.adaptive_norm:
+                self.adaptive.append(AdaptiveGroupNorm(z_channels, width))
+            block = nn.Module()
+            block.res, block.attn = nn.ModuleList(), nn.ModuleList()
+            for _ in range(config.blocks or 3):
+                block.res.append(ResBlock(width, out))
+                width = out
+                if level == len(widths) - 1 and config.attention:
+                    block.attn.append(AttnBlock(width))
+            if level > 0:
+                block.upsample = upsample(width)
+            self.conv_blocks.append(block)
+        self.norm_out = group_norm(width)
+        self.conv_out = nn.Conv2d(width, 3 * config.patch**2, 3, padding=1)
+        init_weights(self)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight whose gradients balance the adversarial loss."""
+        return self.conv_out.weight
+
+    def forward(self, latents: Tensor) -> Tensor:
+        h = self.conv_in(latents)
+        for layer in self.mid:
+            h = layer(h)
+        for level, block in enumerate(self.conv_blocks):
+            if len(self.adaptive):
+                h = self.adaptive[level](h, latents)
+            for i, res in enumerate(block.res):
+                h = res(h)
+                if len(block.attn):
+                    h = block.attn[i](h)
+            if hasattr(block, "upsample"):
+                h = block.upsample(h)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return depth_to_space(h, self.patch) if self.patch > 1 else h

@@ -1,0 +1,138 @@
+"""GigaTok's 1D decoder: grid queries read the tokens, then a CNN draws the pixels. Any prefix decodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from common.config import opt
+from common.errors import UserError
+from tokenizer.decoders.cnn import CnnDecoder, CnnDecoderConfig
+from tokenizer.layers.pooling import multi_level_cells
+from tokenizer.layers.resnet import init_weights
+from tokenizer.layers.transformer import QFormerLayer, TransformerConfig, position_table
+from tokenizer.layout import Layout
+
+
+@dataclass
+class SemanticHeadConfig:
+    """Where the semantic regularizer looks: decoder layer `depth`, through an MLP to the teacher's width."""
+
+    depth: int = opt(3, "decoder layer (1-based) whose stream is compared with the teacher")
+    width: int = opt(768, "the teacher's feature width; 768 for DINOv2 ViT-B")
+
+
+def semantic_head(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width), nn.SiLU(), nn.Linear(4 * width, out)
+    )
+
+
+@dataclass
+class DecoderFeatures:
+    """What a decoder pass saw inside: `spatial` (B,C,G,G) entered the CNN; `inner` (B,G*G,D) is the query
+    stream after the semantic head's layer; `first` (B,G*G+1,D) the stream after layer 1 with the mean memory token."""
+
+    spatial: Tensor
+    inner: Tensor | None
+    first: Tensor | None = None
+
+
+class Hybrid1dDecoder(nn.Module):
+    """latents (B,z_channels,1,W) -> images (B,3,H,W)."""
+
+    @dataclass
+    class Config:
+        cnn: CnnDecoderConfig = field(default_factory=CnnDecoderConfig)
+        transformer: TransformerConfig = field(default_factory=TransformerConfig)
+        semantic_head: SemanticHeadConfig | None = field(default_factory=SemanticHeadConfig)
+        query_init: str = opt("first_token", "first_token (released models) | multi_level (each cell starts from the tokens of its blocks)")
+
+    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
+        super().__init__()
+        self.cnn = CnnDecoder(config.cnn, image_size, z_channels)
+        self.transformer = QFormerDecoder(config, image_size // config.cnn.stride, z_channels, layout)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.cnn.last_layer
+
+    def forward(self, latents: Tensor, num_tokens: int | Tensor | None = None) -> tuple[Tensor, DecoderFeatures]:
+        """`num_tokens`: the decoder sees only that many tokens (int, or int64 (B,) per image); None = at most N."""
+        features = self.transformer(latents, num_tokens)
+        return self.cnn(features.spatial), features
+
+
+class QFormerDecoder(nn.Module):
+    """latents (B,C,1,W) -> map (B,C,G,G)."""
+
+    def __init__(self, config: Hybrid1dDecoder.Config, grid: int, z_channels: int, layout: Layout):
+        super().__init__()
+        if config.query_init not in ("first_token", "multi_level"):
+            raise UserError(f"decoder.query_init got {config.query_init!r}; expected first_token or multi_level")
+        width, layers, heads = config.transformer.resolved()
+        self.grid, self.layout = grid, layout
+        self.positional_embedding = position_table(grid * grid, width)
+        self.latent_token_positional_embedding = position_table(layout.num_tokens, width)
+        if layout.redundant:
+            self.latent_token_positional_embedding_comp = position_table(layout.redundant, width)
+        self.decoder_embed = nn.Linear(z_channels, width)
+        self.ln_pre = nn.LayerNorm(z_channels)
+        self.transformer = nn.ModuleList(QFormerLayer(width, heads) for _ in range(layers))
+        self.ln_post = nn.LayerNorm(width)
+        self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
+        self.semantic_depth = config.semantic_head.depth if config.semantic_head else None
+        if config.semantic_head:
+            if config.semantic_head.depth > layers:
+                raise UserError(f"semantic_head.depth={config.semantic_head.depth} but the decoder has {layers} layers")
+            self.distill_mlp = semantic_head(width, config.semantic_head.width)
+        cover = None
+        if config.query_init == "multi_level":
+            cells = multi_level_cells(layout.num_tokens, grid, grid)
+            cover = torch.cat([cells, torch.zeros(layout.redundant, grid * grid)])
+        self.register_buffer("cover", cover, persistent=False)
+        init_weights(self)
+
+    def _queries(self, memory: Tensor, hidden: Tensor | None) -> Tensor:
+        """Initial queries (B,G*G,D): token 0 everywhere, or the mean of the visible tokens whose block holds the cell."""
+        if self.cover is None:
+            return memory[:, :1].expand(-1, self.grid * self.grid, -1)
+        cover = self.cover[: memory.shape[1]].to(memory.dtype)
+        if hidden is None:
+            return torch.einsum("tp,btd->bpd", cover / cover.sum(dim=0), memory)
+        shown = cover * (~hidden)[:, :, None]
+        return torch.einsum("btp,btd->bpd", shown / shown.sum(dim=1, keepdim=True), memory)
+
+    def forward(self, latents: Tensor, num_tokens: int | Tensor | None = None) -> DecoderFeatures:
+        tokens = latents.flatten(2).transpose(1, 2)
+        keep, hidden = self._visible(tokens, num_tokens)
+        memory = self.decoder_embed(self.ln_pre(tokens[:, :keep]))
+        tables = [self.latent_token_positional_embedding]
+        if self.layout.redundant:
+            tables.append(self.latent_token_positional_embedding_comp)
+        memory_pos = torch.cat(tables)[:keep].transpose(0, 1)
+        query_pos = self.positional_embedding.transpose(0, 1)
+        stream = self._queries(memory, hidden)
+        inner = first = None
+        for number, layer in enumerate(self.transformer, start=1):
+            stream = layer(stream, memory, query_pos, memory_pos, hidden)
+            if number == 1:
+                first = torch.cat([memory.mean(dim=1, keepdim=True), stream], dim=1)
+            if number == self.semantic_depth:
+                inner = stream
+        spatial = self.ln_post(stream).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return DecoderFeatures(self.conv_out(spatial), inner, first)
+
+    def _visible(self, tokens: Tensor, num_tokens: int | Tensor | None) -> tuple[int, Tensor | None]:
+        """How many leading tokens enter, and which of those are hidden per image (B,keep)."""
+        there = tokens.shape[1]
+        if num_tokens is None:
+            return min(there, self.layout.num_tokens), None
+        if isinstance(num_tokens, int):
+            if not 1 <= num_tokens <= there:
+                raise UserError(f"num_tokens={num_tokens} but there are {there} tokens; expected 1..{there}")
+            return num_tokens, None
+        keep = int(num_tokens.max())
+        return keep, torch.arange(keep, device=tokens.device)[None] >= num_tokens[:, None]

@@ -1,0 +1,74 @@
+"""The convolutional pixel encoder (VQGAN lineage)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.config import opt
+from tokenizer.layers.resnet import AttnBlock, Downsample, ResBlock, group_norm, init_weights, space_to_depth
+from tokenizer.layout import Layout
+
+
+@dataclass
+class CnnConfig:
+    """Both directions share these keys."""
+
+    channels: int = opt(128, "base width")
+    multipliers: list[int] = opt([1, 1, 2, 2, 4], "width of each level in multiples of the base; one halving between levels")
+    attention: bool = opt(False, "self-attention at the coarsest level (LlamaGen: true)")
+    patch: int = opt(1, "pixels per side folded into the channels first; 1 in every released model, more is cheaper")
+    blocks: int | None = opt(None, "residual blocks per level; null = 2 in encoders, 3 in decoders, as released")
+
+    @property
+    def stride(self) -> int:
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+
+class CnnEncoder(nn.Module):
+    """images (B,3,H,W) -> map (B,z_channels,H/stride,W/stride)."""
+
+    @dataclass
+    class Config(CnnConfig):
+        pass
+
+    def __init__(self, config: CnnConfig, image_size: int, z_channels: int, layout: Layout | None = None):
+        super().__init__()
+        self.patch, self.stride = config.patch, config.stride
+        self.grid = image_size // self.stride
+        widths = [config.channels * m for m in config.multipliers]
+        self.conv_in = nn.Conv2d(3 * config.patch**2, config.channels, 3, padding=1)
+        self.conv_blocks = nn.ModuleList()
+        width = config.channels
+        for level, out in enumerate(widths):
+            last = level == len(widths) - 1
+            block = nn.Module()
+            block.res, block.attn = nn.ModuleList(), nn.ModuleList()
+            for _ in range(config.blocks or 2):
+                block.res.append(ResBlock(width, out))
+                width = out
+                if last and config.attention:
+                    block.attn.append(AttnBlock(width))
+            if not last:
+                block.downsample = Downsample(width)
+            self.conv_blocks.append(block)
+        middle = [ResBlock(width, width), ResBlock(width, width)]
+        self.mid = nn.ModuleList([middle[0], AttnBlock(width), middle[1]] if config.attention else middle)
+        self.norm_out = group_norm(width)
+        self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.conv_in(space_to_depth(images, self.patch) if self.patch > 1 else images)
+        for block in self.conv_blocks:
+            for i, res in enumerate(block.res):
+                h = res(h)
+                if len(block.attn):
+                    h = block.attn[i](h)
+            if hasattr(block, "downsample"):
+                h = block.downsample(h)
+        for layer in self.mid:
+            h = layer(h)
+        return self.conv_out(F.silu(self.norm_out(h)))

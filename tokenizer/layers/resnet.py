@@ -1,0 +1,127 @@
+"""Convolutional building blocks of the pixel encoder and decoder."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6, affine=affine)
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, swish, conv3x3, twice, plus the input (through a 1x1 conv when the width changes)."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over the positions of a map, as a residual."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """conv3x3 with stride 2; zeros are padded on the right and the bottom only."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class UpsampleNearest(nn.Module):
+    """Nearest x2, then conv3x3 (LlamaGen)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class UpsampleDepthToSpace(nn.Module):
+    """conv3x3 to four times the width, then depth-to-space (GigaTok)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depth_to_space(self.conv1(x), 2)
+
+
+def depth_to_space(x: Tensor, block: int) -> Tensor:
+    """(B, block^2*C, H, W) -> (B, C, block*H, block*W) in DCR order: channel (i*block+j)*C+c goes to offset (i, j).
+
+    `torch.pixel_shuffle` orders the channels the other way round (c*block^2 + i*block + j).
+    """
+    b, channels, h, w = x.shape
+    x = x.reshape(b, block, block, channels // block**2, h, w)
+    return x.permute(0, 3, 4, 1, 5, 2).reshape(b, channels // block**2, h * block, w * block)
+
+
+def space_to_depth(x: Tensor, block: int) -> Tensor:
+    """Inverse of `depth_to_space`."""
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // block, block, w // block, block)
+    return x.permute(0, 3, 5, 1, 2, 4).reshape(b, block**2 * c, h // block, w // block)
+
+
+class AdaptiveGroupNorm(nn.Module):
+    """GroupNorm whose scale and bias come from the standard deviation and mean of a style map over its positions.
+
+    No "1 +" stands before the scale. Source: GigaTok's decoder (after MAGVIT-v2); spec tokenizer 1.3.
+    """
+
+    def __init__(self, style_channels: int, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels, affine=False)
+        self.gamma = nn.Linear(style_channels, channels)
+        self.beta = nn.Linear(style_channels, channels)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        positions = style.flatten(2).float()
+        scale = self.gamma((positions.var(dim=2, unbiased=True) + 1e-6).sqrt().to(style.dtype))
+        bias = self.beta(positions.mean(dim=2).to(style.dtype))
+        return self.norm(x) * scale[:, :, None, None] + bias[:, :, None, None]
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal of deviation 0.02 for linear, convolution and embedding weights, zero biases.
+
+    Norm layers keep their 1 and 0. Source: GigaTok's whole-model initialiser; spec tokenizer 1.1.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if getattr(layer, "bias", None) is not None:
+                torch.nn.init.zeros_(layer.bias)

@@ -1,0 +1,44 @@
+"""Names of the papers' projects: state-dict keys of released tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+STATE_DICT_PREFIXES = {  # encoder part name: (released prefix, our prefix)
+    "hybrid_1d": [
+        ("encoder.", "encoder.cnn."),
+        ("s2to1encoder.", "encoder.transformer."),
+        ("s1to2decoder.", "decoder.transformer."),
+        ("decoder.", "decoder.cnn."),
+        ("quantize.", "quantizer."),
+    ],
+    "hybrid_2d": [
+        ("encoder.", "encoder.cnn."),
+        ("s2dencoder.", "encoder.transformer."),
+        ("s2ddecoder.", "decoder.transformer."),
+        ("decoder.", "decoder.cnn."),
+        ("quantize.", "quantizer."),
+    ],
+    "cnn": [("quantize.", "quantizer.")],
+}
+
+
+def from_released(tensors: Mapping[str, Value], encoder: str) -> dict[str, Value]:
+    """A released state dict under our keys; `encoder` is the name of the encoder part."""
+    return {_swap(key, STATE_DICT_PREFIXES[encoder]): value for key, value in tensors.items()}
+
+
+def to_released(tensors: Mapping[str, Value], encoder: str) -> dict[str, Value]:
+    """Inverse of `from_released`."""
+    swapped = [(ours, theirs) for theirs, ours in STATE_DICT_PREFIXES[encoder]]
+    return {_swap(key, swapped): value for key, value in tensors.items()}
+
+
+def _swap(key: str, prefixes: list[tuple[str, str]]) -> str:
+    for old, new in prefixes:
+        if key.startswith(old):
+            return new + key[len(old) :]
+    return key

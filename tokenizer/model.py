@@ -1,0 +1,117 @@
+"""A tokenizer: encoder, quantizer, decoder. Images to codes and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from common.config import build
+from common.errors import UserError
+from tokenizer.config import TokenizerConfig
+from tokenizer.decoders.hybrid_1d import DecoderFeatures
+from tokenizer.quantizers.vq import Quantized
+
+
+@dataclass
+class View:
+    """One reconstruction of the images: from `num_tokens` tokens (None = all N), or straight from the encoder's map."""
+
+    images: Tensor
+    num_tokens: int | Tensor | None = None
+    features: DecoderFeatures | None = None
+
+
+@dataclass
+class Pass:
+    """What one training pass produced. `views[0]` is the main reconstruction."""
+
+    views: list[View]
+    quantized: Quantized
+    spatial: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Tokenizer(nn.Module):
+    """images (B,3,H,W) in [-1,1] <-> codes int64 (B,k), k <= N."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.config = config
+        context = {"image_size": config.image_size, "z_channels": config.z_channels, "layout": config.layout}
+        self.encoder = build("tokenizer.encoders:ENCODERS", config.encoder, **context)
+        self.decoder = build("tokenizer.decoders:DECODERS", config.decoder, **context)
+        self.quantizer = build("tokenizer.quantizers:QUANTIZERS", config.quantizer)
+        self.quant_conv = nn.Conv2d(config.z_channels, self.quantizer.codebook_dim, 1)
+        self.post_quant_conv = nn.Conv2d(self.quantizer.codebook_dim, config.z_channels, 1)
+        self.is_1d = config.encoder["name"].endswith("1d")
+        self.grid = self.encoder.grid
+        if self.is_1d != config.decoder["name"].endswith("1d"):
+            raise UserError(f"encoder {config.encoder['name']!r} and decoder {config.decoder['name']!r} do not fit; use two 1D or two 2D parts")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a full sequence, N."""
+        return self.config.layout.num_tokens if self.is_1d else self.grid**2
+
+    @property
+    def codebook_size(self) -> int:
+        return self.quantizer.codebook_size
+
+    @property
+    def codebook_dim(self) -> int:
+        return self.quantizer.codebook_dim
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
+
+    def latents(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """images -> (latents (B,e,1,N+M) or (B,e,G,G) before quantization, the CNN's map or None)."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            raise UserError(f"got images {tuple(images.shape)}; this tokenizer expects (B,3,{self.image_size},{self.image_size})")
+        encoded = self.encoder(images)
+        latents, spatial = encoded if isinstance(encoded, tuple) else (encoded, None)
+        return self.quant_conv(latents), spatial
+
+    def decode_vectors(self, vectors: Tensor, num_tokens: int | Tensor | None = None) -> View:
+        """Code vectors (B,e,1,W) or (B,e,G,G) -> a view of the images."""
+        latents = self.post_quant_conv(vectors)
+        if not hasattr(self.decoder, "transformer"):
+            return View(self.decoder(latents))
+        images, features = self.decoder(latents, num_tokens)
+        return View(images, num_tokens, features)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """images (B,3,H,W) -> codes int64 (B,N). Redundant tokens are left out."""
+        latents, _ = self.latents(images)
+        return self.quantizer(latents).codes[:, : self.num_tokens]
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, num_tokens: int | Tensor | None = None) -> Tensor:
+        """codes int64 (B,k), 1 <= k <= N -> images (B,3,H,W), unclamped.
+
+        `num_tokens` cuts further: an int, or int64 (B,) for images of different lengths.
+        """
+        vectors = self.quantizer.lookup(codes)
+        if self.is_1d:
+            vectors = vectors.transpose(1, 2).unsqueeze(2)
+        elif codes.shape[1] != self.num_tokens:
+            raise UserError(f"got {codes.shape[1]} codes per image; this 2D tokenizer decodes exactly {self.num_tokens}")
+        else:
+            vectors = vectors.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return self.decode_vectors(vectors, num_tokens).images
+
+    def tokenize(self, images: Tensor, num_tokens: int | None = None) -> list[Tensor]:
+        """images (B,3,H,W) -> B tensors of the first `num_tokens` (default all N) codes."""
+        return list(self.encode(images)[:, :num_tokens])
+
+    def detokenize(self, tokens: list[Tensor]) -> Tensor:
+        """Token sequences of any lengths 1..N -> images (B,3,H,W), each as if decoded alone."""
+        lengths = torch.tensor([len(sequence) for sequence in tokens], device=tokens[0].device)
+        if not self.is_1d or (lengths == lengths[0]).all():
+            return self.decode(torch.stack(tokens))
+        padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+        return self.decode(padded, lengths)

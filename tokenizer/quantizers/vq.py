@@ -1,0 +1,120 @@
+"""Vector quantization with a learned, optionally l2-normalised codebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import dist
+from common.config import opt
+
+USAGE_WINDOW = 65536
+
+
+@dataclass
+class Quantized:
+    """`vectors` like the input (gradients reach the latents through them), `codes` int64 (B,positions), losses by name."""
+
+    vectors: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest code by squared distance, in fp32 whatever autocast says.
+
+    Losses: vq = mean (q - sg z)^2, commit = beta * mean (sg q - z)^2, entropy = weight * (mean entropy of a
+    position's code distribution - entropy of the mean distribution), softmax of -distance/0.01.
+    Source: VQ-VAE; LlamaGen (l2 codebook); rotation trick (Fifty et al. 2024); spec tokenizer 2.1.
+    """
+
+    @dataclass
+    class Config:
+        codebook_size: int = opt(16384, "number of codes K")
+        codebook_dim: int = opt(8, "width of a code vector")
+        l2_norm: bool = opt(True, "latents and codes are unit vectors")
+        commit_weight: float = opt(0.25, "beta")
+        entropy_weight: float = opt(0.0, "weight of the entropy term; >0 keeps the codebook in use")
+        rotation: bool = opt(True, "rotation trick instead of straight-through gradients")
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.codebook_size, self.codebook_dim = config.codebook_size, config.codebook_dim
+        self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / config.codebook_size, 1.0 / config.codebook_size)
+        if config.l2_norm:
+            self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
+        # The last codes seen in training, newest last; -1 = not filled yet. Float because released files hold it so.
+        self.register_buffer("codebook_used", torch.full((USAGE_WINDOW,), -1.0))
+
+    def codebook(self) -> Tensor:
+        """Code vectors (K,e), fp32."""
+        weight = self.embedding.weight.float()
+        return F.normalize(weight, dim=-1) if self.config.l2_norm else weight
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """codes (...,) -> vectors (...,e)."""
+        rows = F.embedding(codes, self.embedding.weight.float())
+        return F.normalize(rows, dim=-1) if self.config.l2_norm else rows
+
+    def usage(self) -> Tensor:
+        """Share of the codebook among the codes of the window, on this rank."""
+        seen = torch.zeros(self.codebook_size + 1, device=self.codebook_used.device)
+        seen[self.codebook_used.long()] = 1  # the -1 of unfilled slots lands in the extra last slot
+        return seen[:-1].mean()
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """latents (B,e,H,W) -> vectors of the same shape and dtype fp32, codes (B,H*W)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            batch, dim, height, width = latents.shape
+            rows = latents.float().permute(0, 2, 3, 1).reshape(-1, dim)
+            if self.config.l2_norm:
+                rows = F.normalize(rows, dim=-1)
+            codebook = self.codebook()
+            distances = rows.pow(2).sum(1, keepdim=True) + codebook.pow(2).sum(1) - 2 * rows @ codebook.t()
+            codes = distances.detach().argmin(dim=1)
+            nearest = self.lookup(codes)
+            losses = {}
+            if self.training:
+                self._remember(codes)
+                losses["vq"] = (nearest - rows.detach()).pow(2).mean()
+                losses["commit"] = self.config.commit_weight * (nearest.detach() - rows).pow(2).mean()
+                if self.config.entropy_weight:
+                    losses["entropy"] = self.config.entropy_weight * entropy_loss(distances)
+            through = rotate(rows, nearest.detach()) if self.config.rotation else rows + (nearest - rows).detach()
+            vectors = through.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
+            return Quantized(vectors, codes.reshape(batch, -1), losses)
+
+    @torch.no_grad()
+    def _remember(self, codes: Tensor) -> None:
+        recent = codes[-USAGE_WINDOW:].float()
+        self.codebook_used.copy_(torch.cat([self.codebook_used[len(recent) :], recent]))
+
+
+def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:
+    """Mean entropy per position minus entropy of the mean over all positions of all ranks; distances (n,K).
+
+    Source: MaskGIT/MAGVIT-v2; the 1e-5 inside the logarithms is GigaTok's.
+    """
+    logits = -distances / temperature
+    probabilities = F.softmax(logits, dim=-1)
+    per_position = -(probabilities * F.log_softmax(logits + 1e-5, dim=-1)).sum(-1).mean()
+    mean = dist.all_reduce_sum(probabilities.mean(dim=0)) / dist.size()
+    return per_position + (mean * torch.log(mean + 1e-5)).sum()
+
+
+def rotate(rows: Tensor, codes: Tensor) -> Tensor:
+    """Map each row onto its code by a rotation and scaling through which gradients flow; rows, codes (n,e).
+
+    Source: rotation trick, eq. 4 (Fifty et al. 2024); the 1e-6 terms are GigaTok's.
+    """
+    norm_rows = rows.detach().norm(dim=1, keepdim=True) + 1e-6
+    norm_codes = codes.norm(dim=1, keepdim=True)
+    u, q = rows.detach() / norm_rows, codes / (norm_codes + 1e-6)
+    w = F.normalize(u + q, dim=1)
+    reflected = rows - 2 * (rows * w).sum(1, keepdim=True) * w + 2 * (rows * u).sum(1, keepdim=True) * q
+    return reflected * (norm_codes / norm_rows)
