@@ -1,0 +1,129 @@
+"""Drawing codes from a generator: cached decoding, guidance, temperature / top-k / top-p, noise that knows its image.
+
+The noise of image i depends on (seed, i, position, code) only, through a counter-based hash. So the sample does not
+depend on the batch size, on the number of processes, or on how many images were drawn before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autoregressive.guidance import Guidance, guide
+from autoregressive.layers import KVCache
+from autoregressive.models.gpt import GPT
+from common.config import opt
+from common.errors import UserError
+
+__all__ = ["Sampling", "filter_logits", "generate", "gumbel_noise"]
+
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+@dataclass
+class Sampling:
+    """How a code is drawn from its logits."""
+
+    temperature: float = opt(1.0, "logits are divided by this")
+    top_k: int = opt(0, "keep the k most likely codes; 0 = all")
+    top_p: float = opt(1.0, "keep the most likely codes up to this probability; 1 = all")
+    greedy: bool = opt(False, "take the most likely code instead of drawing")
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    labels: Tensor,
+    num_tokens: int | None = None,
+    *,
+    guidance: Guidance | None = None,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    image_ids: Tensor | None = None,
+    cache: KVCache | None = None,
+) -> Tensor:
+    """Draw codes for labels (B,): int64 (B, num_tokens).
+
+    num_tokens: at most the model's (the default); guidance ratios refer to it. image_ids: int64 (B,) global image
+    numbers, default 0..B-1. cache: from `model.new_cache(rows)` with rows >= B, 2B under guidance, to reuse one
+    allocation over many batches.
+    Raises: UserError if the model cannot make so many codes.
+    """
+    guidance, sampling = guidance or Guidance(), sampling or Sampling()
+    num_tokens = num_tokens or model.num_tokens
+    if num_tokens > model.num_tokens:
+        raise UserError(f"asked for {num_tokens} codes; this generator makes at most {model.num_tokens} (--num-tokens)")
+    device, batch = labels.device, labels.shape[0]
+    image_ids = torch.arange(batch, device=device) if image_ids is None else image_ids.to(device)
+    scales = guidance.scales(num_tokens)
+    guided = [place for place, scale in enumerate(scales) if scale != 1.0]
+    last_guided = guided[-1] if guided else -1
+    rows = torch.cat((labels, torch.full_like(labels, model.num_classes))) if guided else labels
+    cache = cache or model.new_cache(len(rows), num_tokens)
+    if cache.rows < len(rows) or cache.length < num_tokens:
+        raise ValueError(f"cache of {cache.rows} x {cache.length} is too small for {len(rows)} x {num_tokens}")
+    codes = torch.empty(batch, num_tokens, dtype=torch.int64, device=device)
+    logits = model.prefill(rows, cache)
+    for place, scale in enumerate(scales):
+        if place > 0:
+            fed = codes[:, place - 1]
+            logits = model.decode_one(fed.repeat(len(rows) // batch), place, cache, rows)
+        combined = logits if len(rows) == batch else guide(logits, scale)
+        codes[:, place] = _draw(combined, sampling, seed, image_ids, place)
+        if place == last_guided:
+            rows = labels  # No later code needs the unconditional half.
+    return codes
+
+
+def _draw(logits: Tensor, sampling: Sampling, seed: int, image_ids: Tensor, place: int) -> Tensor:
+    if sampling.greedy:
+        return logits.argmax(-1)
+    logits = filter_logits(logits, sampling)
+    return (logits + gumbel_noise(logits.shape[-1], seed, image_ids, place)).argmax(-1)
+
+
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """logits (B, K) / temperature, removed codes at -inf. Top-k first, ties with the k-th survive; then top-p.
+
+    Top-p removes a code when the more likely ones together already exceed p, so the best always stays.
+    """
+    logits = logits / max(sampling.temperature, 1e-5)
+    if sampling.top_k > 0:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1).roll(1, dims=-1)
+        before[:, 0] = 0.0
+        removed = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before > sampling.top_p)
+        logits = logits.masked_fill(removed, -torch.inf)
+    return logits
+
+
+def gumbel_noise(codebook_size: int, seed: int, image_ids: Tensor, place: int) -> Tensor:
+    """Standard Gumbel noise float32 (B, codebook_size), a pure function of (seed, image_ids (B,), place, code).
+
+    logits + noise, arg-max, is a draw from softmax(logits).
+    Source: SplitMix64 (Steele, Lea, Flood 2014) as a counter-based generator; Gumbel-max: Maddison et al. 2014.
+    """
+    key = _mix(_mix(_mix(torch.full_like(image_ids, _signed(seed * _GOLDEN))) + image_ids) + place)
+    counter = torch.arange(1, codebook_size + 1, device=image_ids.device) * _signed(_GOLDEN)
+    bits = _mix(key[:, None] + counter)
+    # 23 bits and a half: every value is exact in float32, so 0 and 1 (infinite noise) cannot occur.
+    uniform = ((bits >> 41 & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23
+    return -torch.log(-torch.log(uniform))
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64; arithmetic wraps, shifts are masked to act as on unsigned numbers."""
+    z = (z ^ (z >> 30 & (1 << 34) - 1)) * _signed(_MIX_1)
+    z = (z ^ (z >> 27 & (1 << 37) - 1)) * _signed(_MIX_2)
+    return z ^ (z >> 31 & (1 << 33) - 1)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as `value`."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value

@@ -1,0 +1,7 @@
+"""Generators by name. Adding one: a file here and a line in this table."""
+
+from autoregressive.models.gpt import GPT
+
+__all__ = ["GENERATORS"]
+
+GENERATORS = {"gpt": GPT}
