@@ -1,0 +1,11 @@
+"""Metrics, one idea per file. Tables name what a config can choose; a metric is called what it measures."""
+
+from evaluations.metrics.features import EfficientNetLite2
+from evaluations.metrics.lpips import LPIPS
+from evaluations.metrics.perceptual import PerceptualLite0
+
+FEATURES = {"fd_efficientnet_lite2": EfficientNetLite2}
+"""Name of a Frechet distance -> the extractor of its features."""
+
+PERCEPTUAL = {"lpips_vgg": LPIPS, "perceptual_efficientnet_lite0": PerceptualLite0}
+"""Name of a perceptual distance -> module `(images, references) -> (B,)`."""
