@@ -80,7 +80,11 @@ install() { # install FOLDER REQUIREMENTS...
     fi
     rm -f "$stamp"
     say "installing ${*} into $venv ($hardware); this takes a minute or more"
-    case "$venv $hardware $(uname -s)" in ".venv cpu Linux") cpu_torch ;; esac
+    case "$venv $hardware $(uname -s)" in
+        ".venv cpu Linux") cpu_torch ;;
+        # An environment made before there was a GPU: pip would count its CPU build as good enough.
+        ".venv cuda "*) if "$pip" list --format=freeze | grep -q '^torch==.*+cpu'; then "$pip" uninstall -qy torch; fi ;;
+    esac
     # (The odd spelling of the array is for bash 3.2, where an empty one counts as unset.)
     "$pip" install --quiet ${extra_index[@]+"${extra_index[@]}"} "${files[@]}" || fail "pip failed (see above); run this again to go on"
     if [ "$venv" = .venv ]; then mend_torchvision "$venv"; fi
