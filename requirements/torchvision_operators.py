@@ -29,7 +29,6 @@ class DeclareBeforeTorchvision:
                 cls.library = torch.library.Library("torchvision", "FRAGMENT")
                 for operator in OPERATORS:
                     cls.library.define(operator + SCHEMA)
-        return None
 
 
 sys.meta_path.insert(0, DeclareBeforeTorchvision)

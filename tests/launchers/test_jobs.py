@@ -1,0 +1,52 @@
+"""Every job answers `--help` at once and refuses what it does not know in one sentence."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("common", "tokenizer", "autoregressive", "evaluations")
+JOBS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if re.search(r"^    (config\.)?main\(main\)", path.read_text(), re.MULTILINE)
+)
+
+
+def run(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_jobs_are_found():
+    assert {"common.photos", "tokenizer.train", "autoregressive.train"} <= set(JOBS)
+
+
+@pytest.mark.parametrize("module", JOBS)
+def test_help_answers_in_two_seconds(module):
+    """The best of three: a busy machine may slow one down."""
+    seconds = []
+    while len(seconds) < 3 and min(seconds, default=9.0) >= 2.0:
+        start = time.perf_counter()
+        done = run(module, "--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert "--" in done.stdout
+    assert min(seconds) < 2.0
+
+
+@pytest.mark.parametrize("module", JOBS)
+@pytest.mark.parametrize("word", ["--no-such-flag=1", "no_such_key=1"])
+def test_an_unknown_option_is_one_sentence_and_a_code(module, word):
+    done = run(module, word)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown ")
+    assert done.stderr.count("\n") == 1
