@@ -7,9 +7,9 @@ _gpus_here() { nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true; }
 # Where things are.
 PROJECT_ROOT="${PROJECT_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)}"
 IMGNET_ROOT="${IMGNET_ROOT:-$PROJECT_ROOT/data/imagenet}" # holds ILSVRC2012_img_train/ and ILSVRC2012_img_val/
-VAL_PATH="${VAL_PATH:-$PROJECT_ROOT/results/reference}"   # where val.sh writes the reference images
-GT_VAL_NPZ_PATH="${GT_VAL_NPZ_PATH:-$VAL_PATH/val_imagenet.npz}"
-GT_NPZ_PATH="${GT_NPZ_PATH:-$PROJECT_ROOT/data/VIRTUAL_imagenet256_labeled.npz}"
+VAL_PATH="${VAL_PATH:-$PROJECT_ROOT/results/reconstructions/val_imagenet}" # the reference images val.sh writes
+GT_VAL_NPZ_PATH="${GT_VAL_NPZ_PATH:-$VAL_PATH.npz}"                        # and their .npz, for reconstruction
+GT_NPZ_PATH="${GT_NPZ_PATH:-$PROJECT_ROOT/data/VIRTUAL_imagenet256_labeled.npz}" # ADM's batch, for generation
 
 # Programs. The evaluator has an environment of its own: bash env_install.sh --eval
 EVAL_PYTHON_PATH="${EVAL_PYTHON_PATH:-$PROJECT_ROOT/.venv-eval/bin/python}"

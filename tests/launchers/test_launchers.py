@@ -25,7 +25,10 @@ JOBS = {
     "quickstart.sh": "evaluations.quickstart",
     "test.sh": "pytest",
 }
-VARIABLES = ("GPUS", "gpus", "NNODES", "NODE_RANK", "MASTER_ADDR", "PORT", "TORCH_RUN_PATH", "PROJECT_ROOT", "DRY_RUN")
+VARIABLES = (
+    "GPUS gpus NNODES NODE_RANK MASTER_ADDR PORT TORCH_RUN_PATH PROJECT_ROOT EVAL_PYTHON_PATH DRY_RUN "
+    "VQ_CKPT TOK_CONFIG CODE_PATH"
+).split()
 
 
 def run(script, *arguments, folder=ROOT, root=ROOT, **variables):
@@ -74,6 +77,13 @@ def test_one_process_runs_plain_python_with_the_arguments_untouched(script):
     assert Path(words[0]).name.startswith("python")
     assert words[1:3] == ["-m", JOBS[script]]
     assert words[-3:] == ["--a", "two words", "model.b=$HOME *"]
+
+
+def test_the_variables_of_the_papers_reach_the_job():
+    words = printed("extract_code_c2i.sh", "--ten-crop", VQ_CKPT="a run", TOK_CONFIG="t.yaml", CODE_PATH="codes")
+    assert words[3:] == ["--vq-ckpt", "a run", "--tok-config", "t.yaml", "--code-path", "codes", "--ten-crop"]
+    assert printed("extract_code_c2i.sh", "--ten-crop")[3:] == ["--ten-crop"]
+    assert printed("reconstruction.sh", EVAL_PYTHON_PATH="/x/python")[3:] == ["--eval-python-path", "/x/python"]
 
 
 def test_several_processes_run_torchrun(tmp_path):
