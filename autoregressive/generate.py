@@ -6,30 +6,18 @@ depend on the batch size, on the number of processes, or on how many images were
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from autoregressive.config import Sampling
 from autoregressive.guidance import Guidance, guide
 from autoregressive.layers import KVCache
 from autoregressive.models.gpt import GPT
-from common.config import opt
 from common.errors import UserError
 
-__all__ = ["Sampling", "filter_logits", "generate", "gumbel_noise"]
+__all__ = ["check_num_tokens", "filter_logits", "generate", "gumbel_noise"]
 
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-@dataclass
-class Sampling:
-    """How a code is drawn from its logits."""
-
-    temperature: float = opt(1.0, "logits are divided by this")
-    top_k: int = opt(0, "keep the k most likely codes; 0 = all")
-    top_p: float = opt(1.0, "keep the most likely codes up to this probability; 1 = all")
-    greedy: bool = opt(False, "take the most likely code instead of drawing")
 
 
 @torch.inference_mode()
@@ -52,9 +40,7 @@ def generate(
     Raises: UserError if the model cannot make so many codes.
     """
     guidance, sampling = guidance or Guidance(), sampling or Sampling()
-    num_tokens = num_tokens or model.num_tokens
-    if num_tokens > model.num_tokens:
-        raise UserError(f"asked for {num_tokens} codes; this generator makes at most {model.num_tokens} (--num-tokens)")
+    num_tokens = check_num_tokens(model, num_tokens)
     device, batch = labels.device, labels.shape[0]
     image_ids = torch.arange(batch, device=device) if image_ids is None else image_ids.to(device)
     scales = guidance.scales(num_tokens)
@@ -75,6 +61,13 @@ def generate(
         if place == last_guided:
             rows = labels  # No later code needs the unconditional half.
     return codes
+
+
+def check_num_tokens(model: GPT, num_tokens: int | None) -> int:
+    """How many codes to make; None means all. Raises: UserError if the model cannot make so many."""
+    if num_tokens is not None and not 1 <= num_tokens <= model.num_tokens:
+        raise UserError(f"num_tokens is {num_tokens}; this generator makes at most {model.num_tokens} (--num-tokens)")
+    return num_tokens or model.num_tokens
 
 
 def _draw(logits: Tensor, sampling: Sampling, seed: int, image_ids: Tensor, place: int) -> Tensor:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from common.config import opt
 from common.errors import UserError
+
+if TYPE_CHECKING:  # The jobs' schemas import this file, and --help must not wait for torch.
+    from torch import Tensor
 
 __all__ = ["OFF", "SCHEDULES", "Guidance", "guide"]
 

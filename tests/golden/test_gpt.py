@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from autoregressive.generate import Sampling, filter_logits, generate
+from autoregressive.config import Sampling
+from autoregressive.generate import filter_logits, generate
 from autoregressive.guidance import Guidance, guide
 from autoregressive.models.gpt import GPT
 

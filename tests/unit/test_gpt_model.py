@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from autoregressive.generate import Sampling, generate, gumbel_noise
+from autoregressive.config import Sampling
+from autoregressive.generate import generate, gumbel_noise
 from autoregressive.guidance import Guidance
 from autoregressive.models import GENERATORS
 from autoregressive.models.gpt import GPT, SIZES

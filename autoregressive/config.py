@@ -1,0 +1,102 @@
+"""The options of the generator's jobs. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoregressive.guidance import Guidance
+from common.config import MISSING, opt, part
+from common.settings import LogConfig, OptimConfig, RunConfig
+
+__all__ = ["ExtractConfig", "GeneratorDataConfig", "GeneratorOptimConfig", "SampleConfig", "Sampling", "TrainConfig"]
+
+
+@dataclass
+class ExtractConfig:
+    """Everything `python -m autoregressive.extract_codes` reads."""
+
+    code_path: str = opt(MISSING, "the code store to write (a folder)")
+    data_path: str | None = opt(None, "image folder to tokenize: <data_path>/<class>/*.png")
+    vq_ckpt: str | None = opt(None, "tokenizer checkpoint or run")
+    weights: str = opt("ema", "tokenizer weights: ema | model")
+    tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
+    image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
+    ten_crop: bool = opt(False, "corner and centre crops and their mirror images; else centre + mirror image")
+    crop_ranges: list[float] = opt([1.1], "ten_crop: the image is first cut to image_size x this; several add up")
+    from_npy: str | None = opt(None, "instead of images: a folder with the papers' *_codes/0.npy and *_labels/0.npy")
+    codebook_size: int | None = opt(None, "from_npy only: number of different codes")
+    batch_size: int = opt(32, "crops encoded at once, per process")
+    workers: int = opt(0, "loader processes per rank; 0 = in this process")
+    chunk: int = opt(1024, "images between two files an interrupted job resumes from")
+    device: str = opt("auto", "auto | cpu | cuda")
+
+
+@dataclass
+class GeneratorDataConfig:
+    """Codes to learn from: a code store, or images tokenized on the fly."""
+
+    codes: str | None = opt(None, "code store from autoregressive.extract_codes")
+    root: str | None = opt(None, "instead: image folder, tokenized in every step by vq_ckpt")
+    vq_ckpt: str | None = opt(None, "tokenizer checkpoint or run, for root")
+    weights: str = opt("ema", "tokenizer weights for root: ema | model")
+    crop: str = opt("random", "for root: random (short side in [size, size/0.8], random square) | center")
+    flip: bool = opt(True, "for root: mirror half of the images")
+    val_codes: str | None = opt(None, "held-out code store for run.validate_every")
+    batch_size: int = opt(256, "global batch size, over all ranks")
+    workers: int = opt(0, "loader processes per rank; 0 = in the training process")
+
+
+@dataclass
+class GeneratorOptimConfig(OptimConfig):
+    """The shared optimizer options with the papers' defaults for generators."""
+
+    weight_decay: float = opt(0.05, "decoupled weight decay of matrices")
+    schedule: str = opt("wsd", "constant | cosine | wsd (hold, then 1-sqrt cool-down)")
+
+
+@dataclass
+class TrainConfig:
+    """Everything `python -m autoregressive.train` reads."""
+
+    model: dict[str, Any] = part("autoregressive.models:GENERATORS", "the generator", {"name": "gpt"})
+    data: GeneratorDataConfig = field(default_factory=GeneratorDataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    optim: GeneratorOptimConfig = field(default_factory=GeneratorOptimConfig)
+    input_noise: float = opt(0.0, "probability that an input code is replaced by a random one (targets stay)")
+    ema_decay: float = opt(0.0, "decay of a weight average kept beside the model; 0 = none")
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass
+class Sampling:
+    """How a code is drawn from its logits."""
+
+    temperature: float = opt(1.0, "logits are divided by this")
+    top_k: int = opt(0, "keep the k most likely codes; 0 = all")
+    top_p: float = opt(1.0, "keep the most likely codes up to this probability; 1 = all")
+    greedy: bool = opt(False, "take the most likely code instead of drawing")
+
+
+@dataclass
+class SampleConfig:
+    """Everything `python -m autoregressive.sample` reads."""
+
+    sample_dir: str = opt(MISSING, "folder for the PNGs; <sample_dir>.npz is written beside it")
+    gpt_ckpt: str = opt(MISSING, "generator checkpoint or run")
+    vq_ckpt: str = opt(MISSING, "tokenizer checkpoint or run that decodes")
+    gpt_weights: str = opt("model", "generator weights: model | ema")
+    vq_weights: str = opt("ema", "tokenizer weights: ema | model")
+    gpt_model: str | None = opt(None, "generator size; must agree with the checkpoint")
+    tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
+    image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
+    num_images: int = opt(50000, "images in all")
+    classes: list[int] | None = opt(None, "only these classes, a folder each; null = all")
+    labels: str = opt("balanced", "balanced (classes take turns) | uniform (each image draws its class)")
+    num_tokens: int | None = opt(None, "codes per image, at most the generator's; null = all")
+    guidance: Guidance = field(default_factory=Guidance)
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = opt(0, "image i depends on the seed and i alone")
+    precision: str = opt("none", "generator weights: none (fp32) | bf16; the tokenizer stays fp32")
+    batch_size: int = opt(32, "images at once, per process")
+    device: str = opt("auto", "auto | cpu | cuda")

@@ -1,0 +1,112 @@
+"""Flags of the papers' scripts, as entries of our configs. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from common.config import Alias
+from common.errors import UserError
+
+__all__ = ["EXTRACT_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS"]
+
+
+def _only(flag: str, *values: str) -> Callable[[str], list[str]]:
+    """A flag that has one meaning here: these values are accepted, others are an error."""
+
+    def check(value: str) -> list[str]:
+        if value not in values:
+            raise UserError(f"--{flag} got {value!r}; expected {' or '.join(values)}")
+        return []
+
+    return check
+
+
+def _switch(*entries: str) -> Callable[[str], list[str]]:
+    """A flag without a value that stands for fixed entries."""
+
+    def expand(value: str) -> list[str]:
+        return list(entries) if value.lower() == "true" else []
+
+    expand.switch = True
+    return expand
+
+
+def _precision(key: str) -> Callable[[str], list[str]]:
+    """fp16 of the papers means "half precision": bf16 has its speed and needs no loss scaling."""
+    return lambda value: [f"{key}={'bf16' if value == 'fp16' else value}"]
+
+
+COMMON_FLAGS: dict[str, Alias] = {"quant-way": _only("quant-way", "vq"), "gpt-type": _only("gpt-type", "c2i")}
+
+MODEL_FLAGS: dict[str, Alias] = {
+    "gpt-model": "model.size",
+    "gpt-2d": _switch("model.positions=rope2d"),
+    "qk-norm": _switch("model.qk_norm=true"),
+    "adaLN": _switch("model.adaln=full"),
+    "simple-adaLN": _switch("model.adaln=simple"),
+    "num-classes": "model.num_classes",
+    "token-dropout-p": "model.token_dropout",
+    "dropout-p": lambda value: [f"model.residual_dropout={value}", f"model.ffn_dropout={value}"],
+    "drop-path-rate": "model.drop_path",
+}
+
+EXTRACT_FLAGS: dict[str, Alias] = {
+    **COMMON_FLAGS,
+    "dataset": _only("dataset", "imagenet"),
+    "model-config": "tok_config",
+    "crop-range": lambda value: [f"crop_ranges=[{value}]"],
+    "num-workers": "workers",
+    "resume": _switch(),
+}
+
+TRAIN_FLAGS: dict[str, Alias] = {
+    **COMMON_FLAGS,
+    **MODEL_FLAGS,
+    "dataset": _only("dataset", "imagenet", "imagenet_code"),
+    "code-path": "data.codes",
+    "val-code-path": "data.val_codes",
+    "data-path": "data.root",
+    "vq-ckpt": "data.vq_ckpt",
+    "global-batch-size": "data.batch_size",
+    "num-workers": "data.workers",
+    "iterations": "run.steps",
+    "early-stop-iter": lambda value: [f"run.stop_at={'null' if value == 'None' else value}"],
+    "global-seed": "run.seed",
+    "ckpt-every": "run.checkpoint_every",
+    "milestone-step": "run.milestone_every",
+    "mixed-precision": _precision("run.precision"),
+    "out": "run.out",
+    "save-path": "run.out",
+    "device": "run.device",
+    "lr": "optim.lr",
+    "weight-decay": "optim.weight_decay",
+    "beta1": "optim.beta1",
+    "beta2": "optim.beta2",
+    "max-grad-norm": "optim.max_grad_norm",
+    "warmup": "optim.warmup",
+    "lr-scheduler": lambda value: [f"optim.schedule={'constant' if value == 'const' else value}"],
+    "end-lr": "optim.end_lr",
+    "fract-decay": "optim.cooldown_fraction",
+    "log-every": "log.every",
+    "wandb-project": "log.wandb",
+    "no-wandb": _switch("log.wandb=null"),
+    "ema": _switch("ema_decay=0.9999"),
+}
+
+SAMPLE_FLAGS: dict[str, Alias] = {
+    **COMMON_FLAGS,
+    "cfg-scale": "guidance.scale",
+    "cfg-schedule": "guidance.schedule",
+    "cfg-interval": "guidance.interval",
+    "step-start-ratio": "guidance.window_start",
+    "temperature": "sampling.temperature",
+    "top-k": "sampling.top_k",
+    "top-p": "sampling.top_p",
+    "num-fid-samples": "num_images",
+    "num-token": "num_tokens",
+    "qual-num": "num_images",
+    "class-idx": lambda value: [f"classes=[{value}]"],
+    "global-seed": "seed",
+    "per-proc-batch-size": "batch_size",
+    "precision": _precision("precision"),
+}

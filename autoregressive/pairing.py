@@ -1,0 +1,62 @@
+"""Do the tokenizer, the generator and the options of a command belong together?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+import autoregressive
+import tokenizer as tokenizers
+from autoregressive.models.gpt import GPT
+from common.checkpoint import MANIFEST, resolve_folder
+from common.config import read_yaml, resolve
+from common.errors import UserError
+from tokenizer.config import TokenizerConfig
+from tokenizer.model import Tokenizer
+
+__all__ = ["class_names", "load_generator", "load_tokenizer"]
+
+
+def load_tokenizer(
+    path: str | Path, weights: str, device: torch.device, image_size: int | None = None, tok_config: str | None = None
+) -> Tokenizer:
+    """`tokenizer.load`, and what was said about the tokenizer besides must be true.
+
+    Raises: UserError if image_size or tok_config disagree with the checkpoint.
+    """
+    model = tokenizers.load(path, weights, device)
+    if image_size not in (None, model.image_size):
+        raise UserError(f"--image-size is {image_size}, tokenizer {str(path)!r} has {model.image_size}; leave it out")
+    if tok_config:
+        stated = resolve(TokenizerConfig, read_yaml(tok_config).get("model", {}), where="model")
+        if dataclasses.asdict(stated) != dataclasses.asdict(model.config):
+            raise UserError(f"{tok_config!r} describes another tokenizer than {str(path)!r} holds; leave the flag out")
+    return model
+
+
+def load_generator(
+    path: str | Path, weights: str, device: torch.device, tokenizer: Tokenizer, size: str | None = None
+) -> GPT:
+    """`autoregressive.load`, for a generator whose codes `tokenizer` can decode.
+
+    Raises: UserError if codebooks or lengths do not fit, or the size is not the one that was stated.
+    """
+    model = autoregressive.load(path, weights, device)
+    if model.codebook_size != tokenizer.codebook_size or model.num_tokens > tokenizer.num_tokens:
+        raise UserError(
+            f"generator {str(path)!r} makes {model.num_tokens} codes below {model.codebook_size}, this tokenizer takes "
+            f"{tokenizer.num_tokens} below {tokenizer.codebook_size}; pass the --vq-ckpt that made its training codes"
+        )
+    if size and size.removeprefix("GPT-") != model.config.size.removeprefix("GPT-"):
+        raise UserError(f"--gpt-model is {size}, {str(path)!r} holds size {model.config.size}; leave the flag out")
+    return model
+
+
+def class_names(path: str | Path, num_classes: int) -> list[str]:
+    """Names of the classes a generator was trained on; their numbers where the checkpoint does not say."""
+    manifest = json.loads((resolve_folder(path) / MANIFEST).read_text())
+    known = manifest.get("classes") or []
+    return [*known, *(str(number) for number in range(len(known), num_classes))]

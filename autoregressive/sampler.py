@@ -1,0 +1,173 @@
+"""Checkpoints -> images; see autoregressive/sample.py for the command.
+
+Image i depends on the seed and i, not on the number of processes or the batch size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from autoregressive.config import SampleConfig, Sampling
+from autoregressive.generate import check_num_tokens, generate
+from autoregressive.guidance import Guidance
+from autoregressive.layers import KVCache
+from autoregressive.models.gpt import GPT
+from autoregressive.pairing import class_names, load_generator, load_tokenizer
+from common import checkpoint, dist
+from common.data import share
+from common.dist import World
+from common.errors import UserError
+from common.images import NpzWriter, read_image, to_pixels, write_png
+from tokenizer.model import Tokenizer
+
+__all__ = ["ImageSampler", "choose_labels", "run", "sample"]
+
+
+class ImageSampler:
+    """A generator and the tokenizer that decodes for it, loaded once for any number of batches and settings."""
+
+    def __init__(self, generator: GPT, tokenizer: Tokenizer, precision: str = "none") -> None:
+        """Raises: UserError for an unknown precision."""
+        if precision not in ("none", "bf16"):
+            raise UserError(f"precision got {precision!r}; expected none or bf16")
+        self.generator = generator.to(torch.bfloat16) if precision == "bf16" else generator
+        self.tokenizer = tokenizer
+        self._cache: KVCache | None = None
+
+    @classmethod
+    def load(cls, config: SampleConfig, device: torch.device) -> ImageSampler:
+        tokenizer = load_tokenizer(config.vq_ckpt, config.vq_weights, device, config.image_size, config.tok_config)
+        generator = load_generator(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model)
+        return cls(generator, tokenizer, config.precision)
+
+    @torch.inference_mode()
+    def codes(
+        self, labels: Tensor, image_ids: Tensor, guidance: Guidance, sampling: Sampling, seed: int,
+        num_tokens: int | None = None,
+    ) -> Tensor:
+        """labels (B,), global image numbers (B,) -> int64 (B, num_tokens)."""
+        rows = 2 * len(labels)
+        if self._cache is None or self._cache.rows < rows:
+            self._cache = self.generator.new_cache(rows)
+        return generate(
+            self.generator, labels, num_tokens, guidance=guidance, sampling=sampling, seed=seed, image_ids=image_ids,
+            cache=self._cache,
+        )
+
+    @torch.inference_mode()
+    def pixels(self, codes: Tensor) -> np.ndarray:
+        """Codes (B, n) -> uint8 (B, H, W, 3)."""
+        return to_pixels(self.tokenizer.decode(codes))
+
+
+def choose_labels(config: SampleConfig, num_classes: int) -> np.ndarray:
+    """The class of each image, int64 (num_images,); a shorter run's labels are a prefix of a longer one's.
+
+    Raises: UserError for classes that the generator does not know.
+    """
+    classes = np.asarray(range(num_classes) if config.classes is None else config.classes, dtype=np.int64)
+    if not len(classes) or classes.min() < 0 or classes.max() >= num_classes:
+        raise UserError(f"--class-idx got {config.classes}; this generator knows classes 0 to {num_classes - 1}")
+    if config.labels == "balanced":
+        return classes[np.arange(config.num_images) % len(classes)]
+    if config.labels == "uniform":
+        drawn = np.random.Generator(np.random.Philox(config.seed)).random(config.num_images)
+        return classes[(drawn * len(classes)).astype(np.int64)]
+    raise UserError(f"labels got {config.labels!r}; expected balanced or uniform")
+
+
+def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
+    """Make the images that are not there yet, pack the first num_images into `<sample_dir>.npz`; returns its path.
+
+    Raises: UserError if the folder holds samples of other settings.
+    """
+    # Wrong settings must not claim the folder.
+    config.guidance.scales(check_num_tokens(sampler.generator, config.num_tokens))
+    folder = Path(config.sample_dir)
+    labels = choose_labels(config, sampler.generator.num_classes)
+    paths = _paths(folder, labels, config, sampler.generator.num_classes)
+    if world.is_main:
+        _claim(folder, _settings(config))
+        for parent in {path.parent for path in paths}:
+            parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "labels.npy", labels)
+    dist.barrier()
+    todo = [index for index, path in enumerate(paths) if not path.is_file()]
+    dist.barrier()  # Nobody writes while others still look for what is missing.
+    mine = [todo[at] for at in share(len(todo), world.rank, world.size)]
+    with tqdm(total=len(mine), desc=folder.name, unit="image", disable=not world.is_main, dynamic_ncols=True) as bar:
+        for at in range(0, len(mine), config.batch_size):
+            ids = mine[at : at + config.batch_size]
+            codes = sampler.codes(
+                torch.from_numpy(labels[ids]).to(world.device), torch.tensor(ids, device=world.device),
+                config.guidance, config.sampling, config.seed, config.num_tokens,
+            )
+            for index, pixels in zip(ids, sampler.pixels(codes), strict=True):
+                write_png(paths[index], pixels)
+            bar.update(len(ids))
+    dist.barrier()
+    packed = folder.with_name(folder.name + ".npz")
+    if world.is_main:
+        side = sampler.tokenizer.image_size
+        writer = NpzWriter(packed, len(paths), (side, side))
+        for path in paths:
+            writer.write(np.asarray(read_image(path))[None])
+        writer.close()
+    dist.barrier()
+    return packed
+
+
+def run(config: SampleConfig) -> Path:
+    """The job behind `python -m autoregressive.sample`."""
+    world = dist.init(config.device)
+    packed = sample(ImageSampler.load(config, world.device), config, world)
+    if world.is_main:
+        print(f"{config.num_images} images: {config.sample_dir}, packed: {packed}")
+    dist.close()
+    return packed
+
+
+def _paths(folder: Path, labels: np.ndarray, config: SampleConfig, num_classes: int) -> list[Path]:
+    """`<index>.png`; with chosen classes `class_<id>_<name>/<name>_<place in class>.png`."""
+    if config.classes is None:
+        return [folder / f"{index:06d}.png" for index in range(len(labels))]
+    names = [name.split(",")[0].replace("/", "-") for name in class_names(config.gpt_ckpt, num_classes)]
+    seen: dict[int, int] = {}
+    paths = []
+    for label in labels.tolist():
+        place = seen[label] = seen.get(label, -1) + 1
+        paths.append(folder / f"class_{label}_{names[label]}" / f"{names[label]}_{place:06d}.png")
+    return paths
+
+
+def _settings(config: SampleConfig) -> dict[str, Any]:
+    """Everything that the images depend on."""
+    kept = ("classes", "labels", "num_tokens", "seed", "precision", "gpt_weights", "vq_weights")
+    return {
+        **{key: getattr(config, key) for key in kept},
+        "guidance": dataclasses.asdict(config.guidance), "sampling": dataclasses.asdict(config.sampling),
+        "generator": checkpoint.fingerprint(checkpoint.resolve_folder(config.gpt_ckpt)),
+        "tokenizer": checkpoint.fingerprint(checkpoint.resolve_folder(config.vq_ckpt)),
+    }
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / "settings.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        differing = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
+        if differing:
+            raise UserError(
+                f"{str(folder)!r} holds samples of other settings ({', '.join(differing)} differ); "
+                "choose another --sample-dir or remove it"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=1))

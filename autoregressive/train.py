@@ -1,0 +1,18 @@
+"""Train a class-conditional generator: `python -m autoregressive.train --config configs/gpt/GPT-B.yaml ...`."""
+
+from __future__ import annotations
+
+from autoregressive.config import TrainConfig
+from autoregressive.legacy import TRAIN_FLAGS
+from common import config
+
+
+def main() -> None:
+    settings = config.parse(TrainConfig, aliases=TRAIN_FLAGS, about=__doc__)
+    from autoregressive.trainer import run
+
+    run(settings)
+
+
+if __name__ == "__main__":
+    config.main(main)

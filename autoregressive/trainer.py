@@ -1,0 +1,182 @@
+"""One step of generator training; the loop around it is common/loop.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import tokenizer as tokenizers
+from autoregressive.config import TrainConfig
+from common import checkpoint, dist, loop, optim
+from common.codes import CodeStore
+from common.config import build
+from common.data import ImageFolder, batches, share, stream
+from common.dist import World
+from common.errors import UserError
+from common.images import from_pixels
+from tokenizer.model import Tokenizer
+
+__all__ = ["GeneratorTrainee", "Source", "run"]
+
+
+class Source:
+    """Where codes come from: a store, or images and the tokenizer that encodes them in every step."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        """Raises: UserError unless exactly one of data.codes and data.root is given, data.root with a tokenizer."""
+        data, seed = config.data, config.run.seed
+        if bool(data.codes) == bool(data.root):
+            raise UserError("give either a code store (--code-path) or an image folder (--data-path with --vq-ckpt)")
+        self.device = world.device
+        self.tokenizer: Tokenizer | None = None
+        self.dataset: CodeStore | ImageFolder
+        if data.codes:
+            self.dataset = CodeStore(data.codes, config.model["num_tokens"], seed)
+            self.num_tokens, self.codebook_size = self.dataset.num_tokens, self.dataset.codebook_size
+            self.tokenizer_hash = self.dataset.meta["tokenizer"]
+        else:
+            if not data.vq_ckpt:
+                raise UserError("images need a tokenizer to be encoded by; give --vq-ckpt RUN (data.vq_ckpt)")
+            self.tokenizer = tokenizers.load(data.vq_ckpt, data.weights, world.device)
+            self.num_tokens = config.model["num_tokens"] or self.tokenizer.num_tokens
+            self.codebook_size = self.tokenizer.codebook_size
+            self.tokenizer_hash = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt))
+            self.dataset = ImageFolder(data.root, self.tokenizer.image_size, data.crop, data.flip, seed)
+        self.classes = self.dataset.classes
+
+    def codes(self, batch: dict[str, Tensor]) -> Tensor:
+        """int64 (B, num_tokens) of a batch, on the device."""
+        if "codes" in batch:
+            return batch["codes"].to(self.device)
+        return self.tokenizer.encode(from_pixels(batch["pixels"].to(self.device)))[:, : self.num_tokens]
+
+    def complete(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The generator's config with the numbers that the data determine.
+
+        Raises: UserError if the config states other ones.
+        """
+        known = {"codebook_size": self.codebook_size, "num_tokens": self.num_tokens, "num_classes": len(self.classes)}
+        for key, value in known.items():
+            if model[key] not in (None, value) and not (key == "num_classes" and model[key] > value):
+                raise UserError(f"model.{key} is {model[key]}, the data have {value}; leave it out or change the data")
+        return {**model, **{key: model[key] or value for key, value in known.items()}}
+
+
+class GeneratorTrainee:
+    """Builds the objects of a `TrainConfig` and takes its steps."""
+
+    def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
+        self.config, self.world, self.source = config, world, source
+        torch.manual_seed(config.run.seed)
+        self.model = build("autoregressive.models:GENERATORS", config.model).to(world.device)
+        self.wrapped = dist.wrap(self.model, config.run.parallel, world).train()
+        self.optimizer = optim.adamw(self.model, config.optim)
+        self.ema = optim.Ema(self.model, config.ema_decay) if config.ema_decay else None
+        self.held_out = self._held_out() if config.run.validate_every else None
+
+    def _held_out(self) -> CodeStore:
+        if not self.config.data.val_codes:
+            raise UserError("run.validate_every is set but data.val_codes is not; give --val-code-path STORE")
+        store = CodeStore(self.config.data.val_codes, self.source.num_tokens)
+        if store.codebook_size != self.source.codebook_size or store.classes != self.source.classes:
+            raise UserError("data.val_codes has another codebook or other classes than the training codes")
+        return store
+
+    def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        config = self.config
+        codes, labels = self.source.codes(batch), batch["label"]
+        drop, fed = self._draw(codes, step)
+        with loop.autocast(config.run.precision, self.world.device):
+            logits = self.wrapped(fed, labels, drop)
+        loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.max_grad_norm or float("inf"))
+        rate = optim.rate(config.optim, step, config.run.steps)
+        optim.set_rate(self.optimizer, rate)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.model)
+        return {"train/loss": loss, "train/grad_norm": norm, "train/lr": loss.new_tensor(rate)}
+
+    def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Which labels of this rank's batch to hide, bool (B,), and the codes to feed, int64 (B, N).
+
+        Everything is drawn for the global batch and sliced, so the number of ranks changes nothing.
+        """
+        local, num_tokens = codes.shape
+        whole = local * self.world.size
+        mine = slice(local * self.world.rank, local * (self.world.rank + 1))
+        generator = loop.step_generator(self.config.run.seed, step)
+        drop = (torch.rand(whole, generator=generator) < self.model.class_dropout)[mine].to(codes.device)
+        fed = codes
+        if self.config.input_noise:
+            replaced = (torch.rand(whole, num_tokens, generator=generator) < self.config.input_noise)[mine]
+            random = torch.randint(self.model.codebook_size, (whole, num_tokens), generator=generator)[mine]
+            fed = torch.where(replaced.to(codes.device), random.to(codes.device), codes)
+        # Dropout inside the model draws from the global generators: a resumed run repeats what it would have drawn.
+        torch.manual_seed((generator.initial_seed() * 4096 + self.world.rank) % 2**63)
+        return drop, fed
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        files = {"model": self.model.state_dict()}
+        if self.ema:
+            files["ema"] = self.ema.state_dict()
+        return files
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if self.ema:
+            state["ema_updates"] = self.ema.updates
+        return state
+
+    def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
+        checkpoint.load_into(self.model, weights("model"), "model")
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            checkpoint.load_into(self.ema.module, weights("ema"), "ema")
+            self.ema.updates = state["ema_updates"]
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean cross-entropy per code on the held-out store, every code once, labels shown."""
+        model = self.ema.module if self.ema else self.model.eval()
+        total = mean_loss(model, self.held_out, self.world, self.config.run.precision, self.config.data.batch_size)
+        self.wrapped.train()
+        return {"val/loss": total}
+
+
+@torch.no_grad()
+def mean_loss(model: torch.nn.Module, data: Dataset, world: World, precision: str, batch_size: int) -> float:
+    """Cross-entropy per code of a whole code store, averaged over all codes of all ranks' shares."""
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    for batch in batches(data, share(len(data), world.rank, world.size), max(1, batch_size // world.size)):
+        codes, labels = batch["codes"].to(world.device), batch["label"].to(world.device)
+        with loop.autocast(precision, world.device):
+            logits = model(codes, labels)
+        total += F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum").double()
+    count = len(data) * data.num_tokens
+    return dist.mean({"sum": total})["sum"] * world.size / count
+
+
+def run(config: TrainConfig) -> None:
+    """The job behind `python -m autoregressive.train`."""
+    world = dist.init(config.run.device)
+    source = Source(config, world)
+    config = dataclasses.replace(config, model=source.complete(config.model))
+    trainee = GeneratorTrainee(config, world, source)
+    data = config.data
+
+    def loader(start: int, stop: int) -> Iterable[dict[str, Tensor]]:
+        order = (data.batch_size, world.rank, world.size, config.run.seed, start, stop)
+        return stream(source.dataset, *order, workers=data.workers)
+
+    meta = {"classes": source.classes, "tokenizer": source.tokenizer_hash}
+    loop.run(trainee, loader, config.run, config.log, world, dataclasses.asdict(config), meta=meta)
+    dist.close()

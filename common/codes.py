@@ -1,0 +1,218 @@
+"""The code store: what a tokenizer made of an image folder, small enough to map into memory.
+
+    <store>/
+        codes.npy    uint16 (uint32 beyond 65,536 codes), shape (images, augmentations, N)
+        labels.npy   int64 (images,)
+        meta.json    codebook_size, num_tokens, classes, tokenizer (checkpoint hash), crops, hash of the image order
+
+A store is built in `<store>.partial` and renamed when complete, so a folder under its own name is always whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from common.errors import UserError
+
+__all__ = ["ChunkedWriter", "CodeStore", "code_dtype", "hash_names", "import_npy"]
+
+REQUIRED = ("num_images", "num_augmentations", "num_tokens", "codebook_size", "classes", "tokenizer")
+
+
+class CodeStore(Dataset):
+    """Reader of a store. Items are dicts: `codes` int64 (N,), `label` int.
+
+    An item asked for as (index, position) takes the augmentation that (seed, position) draws, as
+    `common.data.stream` asks; a plain index takes augmentation 0. `num_tokens` keeps a prefix of the codes.
+
+    Raises: UserError when the folder is no complete store, its parts disagree, or it has fewer codes per image.
+    """
+
+    def __init__(self, path: str | Path, num_tokens: int | None = None, seed: int = 0) -> None:
+        path = Path(path)
+        try:
+            self.meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
+            self._codes = np.load(path / "codes.npy", mmap_mode="r", allow_pickle=False)
+            self.labels = np.load(path / "labels.npy", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{str(path)!r} is no code store ({Path(error.filename).name} is missing); make one with "
+                "autoregressive.extract_codes and pass it as --code-path"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"code store {str(path)!r} is damaged ({error}); extract it again") from error
+        missing = [key for key in REQUIRED if key not in self.meta]
+        if missing:
+            raise UserError(f"code store {str(path)!r}: meta.json lacks {', '.join(missing)}; extract it again")
+        expected = tuple(self.meta[key] for key in ("num_images", "num_augmentations", "num_tokens"))
+        if self._codes.shape != expected or self.labels.shape != expected[:1]:
+            raise UserError(
+                f"code store {str(path)!r} is damaged: codes are {self._codes.shape}, meta.json says {expected}; "
+                "extract it again"
+            )
+        self.num_tokens = num_tokens or self.meta["num_tokens"]
+        if self.num_tokens > self.meta["num_tokens"]:
+            raise UserError(
+                f"code store {str(path)!r} has {self.meta['num_tokens']} codes per image, asked for {self.num_tokens}; "
+                "lower model.num_tokens or extract with another tokenizer"
+            )
+        self.seed = seed
+        self.codebook_size: int = self.meta["codebook_size"]
+        self.classes: list[str] = self.meta["classes"]
+
+    def __len__(self) -> int:
+        return self._codes.shape[0]
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, np.ndarray | int]:
+        if isinstance(item, tuple):
+            index, position = item
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+            augmentation = int(rng.integers(self._codes.shape[1]))
+        else:
+            index, augmentation = item, 0
+        codes = self._codes[index, augmentation, : self.num_tokens].astype(np.int64)
+        return {"codes": codes, "label": int(self.labels[index])}
+
+
+class ChunkedWriter:
+    """Builds a store chunk by chunk, from any number of processes, resumable after any interruption.
+
+    Chunk c holds images [c * chunk, (c + 1) * chunk): who writes it does not matter, and a chunk file appears whole
+    or not at all. `finish` (one process, after all chunks) merges and renames.
+
+    Raises: UserError if the unfinished store at this path was started with other settings.
+    """
+
+    def __init__(self, path: str | Path, meta: dict[str, Any], chunk: int = 1024) -> None:
+        self.path, self.meta, self.chunk = Path(path), {**meta, "chunk": chunk}, chunk
+        self.partial = self.path.with_name(self.path.name + ".partial")
+
+    def is_finished(self) -> bool:
+        """Whether the store is already there. Raises: UserError if it was made with other settings."""
+        if not self.path.exists():
+            return False
+        self._check(self.path / "meta.json", "already holds")
+        return True
+
+    def prepare(self) -> None:
+        """Make or check the unfinished store; one process, before any `write`."""
+        plan = self.partial / "meta.json"
+        if plan.is_file():
+            self._check(plan, "is half done with")
+        else:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            _write_text(plan, json.dumps(self.meta, indent=1))
+
+    def missing(self) -> list[int]:
+        """The chunks that are not there yet."""
+        return [number for number in self._numbers() if not self._file(number).is_file()]
+
+    def images(self, number: int) -> range:
+        """The images of a chunk."""
+        return range(number * self.chunk, min((number + 1) * self.chunk, self.meta["num_images"]))
+
+    def write(self, number: int, codes: np.ndarray) -> None:
+        """codes: integers (images of the chunk, augmentations, N)."""
+        shape = (len(self.images(number)), self.meta["num_augmentations"], self.meta["num_tokens"])
+        if codes.shape != shape or codes.min() < 0 or codes.max() >= self.meta["codebook_size"]:
+            raise ValueError(f"chunk {number}: got {codes.shape} in [{codes.min()}, {codes.max()}], expected {shape}")
+        partial = self._file(number).with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, codes.astype(code_dtype(self.meta["codebook_size"])))
+        partial.replace(self._file(number))
+
+    def finish(self, labels: Sequence[int]) -> Path:
+        """Merge the chunks, write the labels, give the store its name."""
+        shape = tuple(self.meta[key] for key in ("num_images", "num_augmentations", "num_tokens"))
+        merged = np.lib.format.open_memmap(
+            self.partial / "codes.npy", "w+", dtype=code_dtype(self.meta["codebook_size"]), shape=shape
+        )
+        for number in self._numbers():
+            span = self.images(number)
+            merged[span.start : span.stop] = np.load(self._file(number), allow_pickle=False)
+        merged.flush()
+        np.save(self.partial / "labels.npy", np.asarray(labels, dtype=np.int64))
+        for number in self._numbers():
+            self._file(number).unlink()
+        self.partial.replace(self.path)
+        return self.path
+
+    def _numbers(self) -> range:
+        return range(-(-self.meta["num_images"] // self.chunk))
+
+    def _file(self, number: int) -> Path:
+        return self.partial / f"chunk-{number:06d}.npy"
+
+    def _check(self, plan: Path, state: str) -> None:
+        try:
+            found = json.loads(plan.read_text())
+        except (OSError, ValueError):
+            found = {}
+        differing = sorted(key for key in {*found, *self.meta} if found.get(key) != self.meta.get(key))
+        if differing:
+            raise UserError(
+                f"{str(plan.parent)!r} {state} codes of other settings ({', '.join(differing)} differ); "
+                "remove it or choose another --code-path"
+            )
+
+
+def import_npy(codes: Path, labels: Path, out: str | Path, codebook_size: int) -> Path:
+    """A store from the papers' layout: `<codes>/<i>.npy` ([1,] augmentations, N) and `<labels>/<i>.npy`.
+
+    Raises: UserError when files are missing or do not fit together.
+    """
+    count = sum(1 for path in codes.glob("*.npy") if path.stem.isdigit())
+    if count == 0:
+        raise UserError(f"{str(codes)!r} holds no 0.npy, 1.npy, ...; expected the papers' layout of one file per image")
+    first = _read_npy(codes / "0.npy")
+    first = first.reshape(-1, first.shape[-1])
+    numbers = [int(_read_npy(labels / f"{index}.npy").reshape(())) for index in range(count)]
+    writer = ChunkedWriter(out, {
+        "num_images": count, "num_augmentations": first.shape[0], "num_tokens": first.shape[1],
+        "codebook_size": codebook_size, "classes": [str(number) for number in range(max(numbers) + 1)],
+        "tokenizer": None, "crops": "imported", "image_order": "imported",
+    })
+    if writer.is_finished():
+        return writer.path
+    writer.prepare()
+    for number in writer.missing():
+        rows = [_read_npy(codes / f"{index}.npy").reshape(-1, first.shape[1]) for index in writer.images(number)]
+        if any(row.shape != first.shape for row in rows) or max(row.max() for row in rows) >= codebook_size:
+            raise UserError(
+                f"{str(codes)!r}: some of images {writer.images(number)} lack {first.shape} codes below {codebook_size}"
+            )
+        writer.write(number, np.stack(rows))
+    return writer.finish(numbers)
+
+
+def code_dtype(codebook_size: int) -> type[np.unsignedinteger]:
+    """The smallest stored type: uint16 up to 65,536 codes, uint32 beyond."""
+    return np.uint16 if codebook_size <= 1 << 16 else np.uint32
+
+
+def hash_names(names: Iterable[str]) -> str:
+    """A short hash of names and their order."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error}); expected an .npy file with integers") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,335 @@
+"""Extraction, training and sampling of the generator on a few random images: the jobs themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from PIL import Image
+
+import autoregressive
+import tokenizer as tokenizers
+from autoregressive import extractor, sampler, trainer
+from autoregressive.config import ExtractConfig, SampleConfig, TrainConfig
+from autoregressive.legacy import EXTRACT_FLAGS, SAMPLE_FLAGS, TRAIN_FLAGS
+from common import checkpoint, config, dist
+from common.codes import CodeStore
+from common.data import ImageFolder
+from common.errors import UserError
+from common.images import center_crop, from_pixels, read_image, read_npz
+from tokenizer.config import TokenizerConfig
+from tokenizer.model import Tokenizer
+
+CNN = {"channels": 32, "multipliers": [1, 1], "patch": 4, "blocks": 1}
+WIDTHS = {"width": 32, "layers": 1, "heads": 2}
+TOKENIZER = {
+    "image_size": 32, "z_channels": 32, "layout": {"num_tokens": 16, "redundant": 8},
+    "encoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS},
+    "decoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS, "semantic_head": None},
+    "quantizer": {"name": "vq", "codebook_size": 64},
+}
+STILL = [f"model.{kind}_dropout=0" for kind in ("token", "residual", "ffn")]
+
+
+def parse(schema: type, aliases: dict[str, Any], *words: object) -> Any:
+    return config.parse(schema, [str(word) for word in words], aliases=aliases)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images/, vq/ (an untrained tokenizer), codes/ and gpt/ (a generator after four steps)."""
+    root = tmp_path_factory.mktemp("gpt")
+    rng = np.random.default_rng(0)
+    for name, count in (("apple", 4), ("bird", 3), ("cat", 4)):
+        folder = root / "images" / name
+        folder.mkdir(parents=True)
+        for index in range(count):
+            colours = rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+            Image.fromarray(colours).resize((44, 50)).save(folder / f"{index}.png")
+    torch.manual_seed(0)
+    settings = config.resolve(TokenizerConfig, TOKENIZER)
+    model = Tokenizer(settings)
+    with torch.no_grad():
+        for value in model.encoder.parameters():
+            value.mul_(5)  # an untrained encoder gives every image the same few codes
+        model.quant_conv.bias.zero_()
+    checkpoint.save(root / "vq", 1, {"model": model.state_dict()}, {}, {"model": dataclasses.asdict(settings)})
+    extractor.run(parse(
+        ExtractConfig, EXTRACT_FLAGS, "--data-path", root / "images", "--vq-ckpt", root / "vq", "--code-path",
+        root / "codes", "--device", "cpu", "--batch-size", 4, "chunk=4", "--quant-way=vq", "--resume",
+    ))
+    trainer.run(train_config(root, root / "gpt"))
+    return root
+
+
+def train_config(root: Path, out: Path, *more: object) -> TrainConfig:
+    return parse(
+        TrainConfig, TRAIN_FLAGS, "--code-path", root / "codes", "--val-code-path", root / "codes", "--out", out,
+        "--gpt-model", "tiny", "--global-batch-size", 4, "--iterations", 4, "--lr", 1e-3, "--device", "cpu",
+        "--mixed-precision", "none", "--log-every", 1, "--ckpt-every", 2, "run.validate_every=4", *STILL, *more,
+    )
+
+
+def sample_config(root: Path, out: Path, *more: object) -> SampleConfig:
+    return parse(
+        SampleConfig, SAMPLE_FLAGS, "--gpt-ckpt", root / "gpt", "--vq-ckpt", root / "vq", "--sample-dir", out,
+        "--num-fid-samples", 7, "--cfg-scale", 2.0, "--cfg-schedule", "step", "--step-start-ratio", 0.18,
+        "--precision", "none", "--global-seed", 3, "--device", "cpu", *more,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- extraction
+
+
+def test_codes_belong_to_their_images(made: Path) -> None:
+    store, folder = CodeStore(made / "codes"), ImageFolder(made / "images", 32)
+    codes = np.load(made / "codes/codes.npy")
+    assert codes.shape == (11, 2, 16) and codes.dtype == np.uint16 and len(np.unique(codes)) > 5
+    assert store.labels.tolist() == folder.labels and store.classes == ["apple", "bird", "cat"]
+    model = tokenizers.load(made / "vq")
+    for index, path in enumerate(folder.paths):
+        pixels = torch.from_numpy(np.array(center_crop(read_image(path), 32)))
+        both = from_pixels(torch.stack((pixels, pixels.flip(1))))
+        assert np.array_equal(model.encode(both).numpy(), codes[index])
+
+
+def test_ten_crop_order(made: Path) -> None:
+    folder = ImageFolder(made / "images", 32)
+    pixels = extractor.Crops(folder, True, [1.1, 1.25])[5]["pixels"]
+    assert pixels.shape == (20, 32, 32, 3)
+    whole = np.asarray(center_crop(read_image(folder.paths[5]), 40))
+    top_left, top_right, bottom_left, bottom_right, centre = pixels[10:15]
+    assert np.array_equal(top_left, whole[:32, :32]) and np.array_equal(top_right, whole[:32, 8:])
+    assert np.array_equal(bottom_left, whole[8:, :32]) and np.array_equal(bottom_right, whole[8:, 8:])
+    assert np.array_equal(centre, whole[4:36, 4:36])
+    assert np.array_equal(pixels[15:], pixels[10:15, :, ::-1])
+
+
+def test_extraction_goes_on_where_it_stopped(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--data-path", made / "images", "--vq-ckpt", made / "vq", "--code-path", tmp_path / "codes", "chunk=4"]
+    settings = parse(ExtractConfig, EXTRACT_FLAGS, *words, "--device", "cpu")
+    model = tokenizers.load(made / "vq")
+    folder = ImageFolder(made / "images", 32)
+    crops = extractor.Crops(folder, False, [1.1])
+    writer = extractor.ChunkedWriter(tmp_path / "codes", extractor._meta(settings, model, folder, crops), 4)
+    writer.prepare()
+    writer.write(1, np.zeros((4, 2, 16), dtype=np.int64))  # recognisable: the job must keep it
+    extractor.run(settings)
+    codes, whole = np.load(tmp_path / "codes/codes.npy"), np.load(made / "codes/codes.npy")
+    assert not codes[4:8].any()
+    assert np.array_equal(codes[:4], whole[:4]) and np.array_equal(codes[8:], whole[8:])
+    extractor.run(settings)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def test_first_loss_is_that_of_a_uniform_guess_and_it_falls(made: Path) -> None:
+    lines = [json.loads(line) for line in (made / "gpt/metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert losses[0] == pytest.approx(np.log(64), rel=1e-5) and losses[-1] < losses[0]
+    assert lines[-1]["val/loss"] < np.log(64)
+    model = autoregressive.load(made / "gpt")
+    assert (model.num_tokens, model.codebook_size, model.num_classes) == (16, 64, 3)
+
+
+def test_resume_repeats_the_uninterrupted_run(made: Path, tmp_path: Path) -> None:
+    noisy = ["input_noise=0.2", "model.residual_dropout=0.3", "ema_decay=0.9"]
+    trainer.run(train_config(made, tmp_path / "whole", *noisy))
+    trainer.run(train_config(made, tmp_path / "parts", *noisy, "--early-stop-iter", 2))
+    trainer.run(train_config(made, tmp_path / "parts", *noisy))
+    for name in ("model", "ema"):
+        whole, parts = (
+            checkpoint.read_weights(checkpoint.newest(tmp_path / run), name) for run in ("whole", "parts")
+        )
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert autoregressive.load(tmp_path / "parts", weights="ema").num_tokens == 16
+
+
+def test_images_tokenized_on_the_fly_teach_the_same_as_their_codes(made: Path, tmp_path: Path) -> None:
+    common = ["--data-path", made / "images", "--vq-ckpt", made / "vq", "data.crop=center", "data.flip=false"]
+    settings = train_config(made, tmp_path / "out", "data.codes=null", *common)
+    source = trainer.Source(settings, dist.World(0, 1, torch.device("cpu")))
+    item = source.dataset[4]
+    codes = source.codes({"pixels": torch.from_numpy(item["pixels"])[None]})
+    assert np.array_equal(codes[0].numpy(), np.load(made / "codes/codes.npy")[4, 0])
+    trainer.run(settings)
+    assert autoregressive.load(tmp_path / "out").num_classes == 3
+
+
+def test_a_generator_of_fewer_codes(made: Path, tmp_path: Path) -> None:
+    trainer.run(train_config(made, tmp_path / "out", "model.num_tokens=6"))
+    packed = sampler.run(sample_config(made, tmp_path / "six", "--gpt-ckpt", tmp_path / "out"))
+    assert read_npz(packed).shape == (7, 32, 32, 3)
+
+
+def test_label_dropout_and_noise_do_not_depend_on_the_number_of_ranks(made: Path, tmp_path: Path) -> None:
+    settings = train_config(made, tmp_path / "out", "input_noise=0.5", "model.class_dropout=0.5")
+    codes = torch.full((4, 16), 7)
+
+    def draw(rank: int, ranks: int) -> tuple[torch.Tensor, torch.Tensor]:
+        world = dist.World(rank, ranks, torch.device("cpu"))
+        trainee = object.__new__(trainer.GeneratorTrainee)
+        trainee.config, trainee.world, trainee.model = settings, world, autoregressive.load(made / "gpt")
+        trainee.model.class_dropout = 0.5
+        return trainee._draw(codes[: 4 // ranks], step=5)
+
+    whole, halves = draw(0, 1), [draw(0, 2), draw(1, 2)]
+    assert all(torch.equal(torch.cat(parts), one) for one, *parts in zip(whole, *halves, strict=True))
+    assert 0 < whole[0].sum() < 4 and 0.2 < (whole[1] != 7).float().mean() < 0.8
+
+
+def _join(rank: int, ranks: int, port: int) -> None:
+    """What torchrun tells a process."""
+    if ranks > 1:
+        torch.set_num_threads(1)
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def _gradients(rank: int, ranks: int, root: Path, out: Path, port: int) -> None:
+    """First-step loss and gradients of one rank; rank 0 saves them."""
+    _join(rank, ranks, port)
+    world = dist.init("cpu")
+    settings = train_config(root, out, "model.class_dropout=0.5", "input_noise=0.3", "--max-grad-norm", 0)
+    source = trainer.Source(settings, world)
+    settings = dataclasses.replace(settings, model=source.complete(settings.model))
+    trainee = trainer.GeneratorTrainee(settings, world, source)
+    torch.nn.init.normal_(trainee.model.output.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    batch = next(iter(trainer.stream(source.dataset, 4, rank, ranks, 0, 0, 1)))
+    loss = dist.mean(trainee.step(batch, 0))["train/loss"]
+    if rank == 0:
+        gradients = {name: value.grad for name, value in trainee.model.named_parameters() if value.grad is not None}
+        torch.save({"loss": loss, "gradients": gradients}, out)
+    dist.close()
+
+
+def test_two_ranks_compute_what_one_does(made: Path, tmp_path: Path, free_port: int) -> None:
+    _gradients(0, 1, made, tmp_path / "one", free_port)
+    torch.multiprocessing.spawn(_gradients, (2, made, tmp_path / "two", free_port), nprocs=2)
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert one["gradients"].keys() == two["gradients"].keys()
+    for name, expected in one["gradients"].items():
+        assert (two["gradients"][name] - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+
+
+# ------------------------------------------------------------------------------------------------------ sampling
+
+
+def test_samples_on_disk_in_the_npz_and_after_an_interruption(made: Path, tmp_path: Path) -> None:
+    packed = sampler.run(sample_config(made, tmp_path / "all", "--per-proc-batch-size", 3))
+    pixels = read_npz(packed)
+    assert pixels.shape == (7, 32, 32, 3) and len(np.unique(pixels.reshape(7, -1), axis=0)) > 1
+    assert np.load(tmp_path / "all/labels.npy").tolist() == [0, 1, 2, 0, 1, 2, 0]
+    (tmp_path / "all/000004.png").unlink()
+    again = read_npz(sampler.run(sample_config(made, tmp_path / "all", "--per-proc-batch-size", 7)))
+    assert np.array_equal(again, pixels)
+    with pytest.raises(UserError, match="guidance"):
+        sampler.run(sample_config(made, tmp_path / "all", "--cfg-scale", 3.0))
+    few = read_npz(sampler.run(sample_config(made, tmp_path / "few", "--num-token", 4)))
+    assert not np.array_equal(few, pixels)
+
+
+def test_two_ranks_sample_the_same_images(made: Path, tmp_path: Path, free_port: int) -> None:
+    expected = read_npz(sampler.run(sample_config(made, tmp_path / "one")))
+    torch.multiprocessing.spawn(_sample, (2, made, tmp_path / "two", free_port), nprocs=2)
+    assert np.array_equal(read_npz(tmp_path / "two.npz"), expected)
+
+
+def _sample(rank: int, ranks: int, root: Path, out: Path, port: int) -> None:
+    _join(rank, ranks, port)
+    sampler.run(sample_config(root, out, "--per-proc-batch-size", 2))
+
+
+def test_chosen_classes_get_a_folder_each(made: Path, tmp_path: Path) -> None:
+    sampler.run(sample_config(made, tmp_path / "out", "--class-idx", "2,0", "--qual-num", 5, "--precision", "fp16"))
+    names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
+    assert names == [
+        "class_0_apple/apple_000000.png", "class_0_apple/apple_000001.png",
+        "class_2_cat/cat_000000.png", "class_2_cat/cat_000001.png", "class_2_cat/cat_000002.png",
+    ]
+
+
+@pytest.mark.parametrize("mode", ["balanced", "uniform"])
+def test_labels_of_a_short_run_begin_those_of_a_long_one(made: Path, tmp_path: Path, mode: str) -> None:
+    short, long = (
+        sampler.choose_labels(sample_config(made, tmp_path, f"labels={mode}", f"num_images={count}"), 3)
+        for count in (50, 3000)
+    )
+    assert np.array_equal(short, long[:50])
+    counts = np.bincount(long)
+    assert counts.tolist() == [1000] * 3 if mode == "balanced" else 0 < np.ptp(counts) < 200
+
+
+# -------------------------------------------------------------------------------------------------------- errors
+
+
+def test_what_does_not_fit_is_one_sentence(made: Path, tmp_path: Path) -> None:
+    for words, message in (
+        (["model.codebook_size=128"], "codebook_size is 128, the data have 64"),
+        (["model.num_tokens=17"], "asked for 17"),
+        (["--data-path", made / "images"], "either a code store"),
+        (["data.val_codes=null"], "val_codes"),
+        (["--code-path", tmp_path / "nowhere"], "no code store"),
+        (["--gpt-model", "GPT-BB"], "GPT-BB"),
+        (["--global-batch-size", "0.5"], "batch_size"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trainer.run(train_config(made, tmp_path / "out", *words))
+    for words, message in (
+        (["--class-idx", "3"], "classes 0 to 2"), (["--num-token", 17], "at most 16"), (["--image-size", 256], "32"),
+        (["--gpt-model", "GPT-B"], "tiny"), (["--cfg-schedule", "stop"], "step"),
+        (["--gpt-ckpt", tmp_path], "no checkpoint"), (["gpt_weights=ema"], "no weights 'ema'"),
+        (["--precision", "fp8"], "bf16"), (["labels=odd"], "uniform"), (["--cfg-scale", 0.5], "scale is 0.5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sampler.run(sample_config(made, tmp_path / "samples", *words))
+    assert not list(tmp_path.rglob("*.png")) and not (tmp_path / "samples").exists()
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("job", ["extract_codes", "train", "sample"])
+def test_help_answers_without_loading_torch(job: str) -> None:
+    code = f"""
+import sys, autoregressive.{job} as job
+sys.argv = ["job", "--help"]
+try:
+    job.main()
+except SystemExit as stop:
+    assert stop.code == 0 and "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize(("schema", "aliases", "words", "message"), [
+    (TrainConfig, TRAIN_FLAGS, ["model.widht=3"], "width"),
+    (TrainConfig, TRAIN_FLAGS, ["optim.learning_rate=1"], "optim.learning_rate"),
+    (TrainConfig, TRAIN_FLAGS, ["--gpt-modle", "B"], "gpt-model"),
+    (SampleConfig, SAMPLE_FLAGS, ["guidance.scael=2"], "scale"),
+    (SampleConfig, SAMPLE_FLAGS, ["--quant-way", "fsq"], "fsq"),
+    (ExtractConfig, EXTRACT_FLAGS, ["--code-pth", "x"], "code-path"),
+    (ExtractConfig, EXTRACT_FLAGS, [], "code_path"),
+])
+def test_misspelt_options_name_the_nearest(schema: type, aliases: dict, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(schema, aliases, *words)
