@@ -76,9 +76,9 @@ PHOTOS = (
     ),
     Photo(
         "pavilion", "sklearn", "datasets/images/china.jpg",
-        "A Chinese pavilion above a lake", "Daniel Buechele, Flickr 6061409035", "CC BY 2.0",
+        "A Chinese pavilion above a lake", "danielbuechele, Flickr 6061409035", "CC BY 2.0",
     ),
-    Photo("retina", "skimage", "data/retina.jpg", "A human retina", "Mikael Haggstrom, Wikimedia Commons", "CC0"),
+    Photo("retina", "skimage", "data/retina.jpg", "A human retina", "Mikael Häggström, Wikimedia Commons", "CC0"),
     Photo("rocket", "skimage", "data/rocket.jpg", "Falcon 9 with DSCOVR on the launch pad", "SpaceX", "public domain"),
     Photo(
         "tissue", "skimage", "data/ihc.png",

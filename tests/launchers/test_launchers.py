@@ -83,7 +83,8 @@ def test_the_variables_of_the_papers_reach_the_job():
     words = printed("extract_code_c2i.sh", "--ten-crop", VQ_CKPT="a run", TOK_CONFIG="t.yaml", CODE_PATH="codes")
     assert words[3:] == ["--vq-ckpt", "a run", "--tok-config", "t.yaml", "--code-path", "codes", "--ten-crop"]
     assert printed("extract_code_c2i.sh", "--ten-crop")[3:] == ["--ten-crop"]
-    assert printed("reconstruction.sh", EVAL_PYTHON_PATH="/x/python")[3:] == ["--eval-python-path", "/x/python"]
+    for script in ("reconstruction.sh", "sample_c2i_search_cfg.sh"):
+        assert printed(script, EVAL_PYTHON_PATH="/x/python")[3:] == ["--eval-python-path", "/x/python"]
 
 
 def test_several_processes_run_torchrun(tmp_path):

@@ -1,0 +1,108 @@
+"""The documents keep their word: every command runs (as a dry run), every path and link exists, every flag is known."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "Detailed_instructions.md")
+WITHOUT_A_DRY_RUN = ("bash env_install.sh", "bash scripts/test.sh", ". set_env_vars.sh", "git clone", "cd ", "export ")
+
+
+def text(document):
+    return (ROOT / document).read_text()
+
+
+def commands(document):
+    """The command lines of the document's bash blocks, continued lines joined, comments dropped."""
+    found = []
+    for block in re.findall(r"^```bash\n(.*?)^```", text(document), re.MULTILINE | re.DOTALL):
+        found += [re.sub(r"(^|\s)#.*", "", line).strip() for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in found if line]
+
+
+COMMANDS = [(document, line) for document in DOCUMENTS for line in commands(document)]
+JOBS = [(document, line) for document, line in COMMANDS if not line.startswith(WITHOUT_A_DRY_RUN)]
+
+
+def job_of(line):
+    """The module and arguments that a documented command ends in."""
+    environment = {**os.environ, "DRY_RUN": "1", "GPUS": "1", "NNODES": "1"}
+    if "scripts/" in line:
+        done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
+        words = shlex.split(done.stdout.decode())
+    else:
+        words = shlex.split(line)
+    assert words[1] == "-m"
+    return words[2], words[3:]
+
+
+def test_the_documents_show_commands():
+    assert len(JOBS) > 10
+
+
+@pytest.mark.parametrize(("document", "line"), JOBS)
+def test_a_documented_command_is_understood(document, line, monkeypatch, capsys):
+    """Its flags, keys and config files: everything up to the point where the work would begin."""
+    module, arguments = job_of(line)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [module, *arguments, "--dry-run"])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(module).main()
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("document", "line"), sorted(set(COMMANDS) - set(JOBS)))
+def test_the_other_commands_name_scripts_that_exist(document, line):
+    scripts = re.findall(r"[\w./]+\.sh\b", line)
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_somewhere(document):
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text(document))]
+    local = [link for link in links if link and not link.startswith("https://")]
+    assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_in_the_text_exists(document):
+    """Words in backticks that look like files of ours: with a folder of ours in front, or ending in .sh or .toml."""
+    quoted = re.findall(r"`([\w./-]+)`", re.sub(r"^```.*?^```", "", text(document), flags=re.MULTILINE | re.DOTALL))
+    folders = "common|tokenizer|autoregressive|evaluations|configs|scripts|tests|requirements"
+    ours = re.compile(rf"({folders})/.*|\w+\.(sh|toml)")
+    named = [word for word in quoted if ours.fullmatch(word)]
+    assert named
+    assert [word for word in named if not (ROOT / word).exists() and not (ROOT / "scripts" / word).exists()] == []
+
+
+def test_the_annotated_tree_is_the_tree():
+    """In the README's tree, a line's first word is a path below the folder whose line is less indented."""
+    tree = re.search(r"^```text\n(.*?)^```", text("README.md"), re.MULTILINE | re.DOTALL)[1]
+    folder, paths = "", []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+            paths.append(name)
+        else:
+            paths.append(folder + name)
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    top = {path.name + "/" for path in ROOT.iterdir() if (path / "__init__.py").exists()}
+    assert top <= set(paths)
+
+
+def test_the_photographs_are_credited():
+    from common.photos import credits
+
+    assert credits() in text("Detailed_instructions.md")
