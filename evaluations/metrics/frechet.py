@@ -68,6 +68,20 @@ class Moments:
         self._outer += centred.T @ centred
         return self
 
+    def merge(self, other: Moments) -> Moments:
+        """Add another process's moments."""
+        if other._shift is None:
+            return self
+        if self._shift is None:
+            self._shift, self._sum, self._outer = other._shift, other._sum.copy(), other._outer.copy()
+        else:
+            apart = other._shift - self._shift
+            across = np.outer(other._sum, apart)
+            self._outer += other._outer + across + across.T + other.count * np.outer(apart, apart)
+            self._sum += other._sum + other.count * apart
+        self.count += other.count
+        return self
+
     def gaussian(self) -> Gaussian:
         """Raises: ValueError for fewer than 2 images."""
         if self.count < 2:

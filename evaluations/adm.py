@@ -1,0 +1,77 @@
+"""The seam to the TensorFlow evaluator, which runs in an environment of its own: two `.npz` in, numbers out.
+
+It writes `<samples>.txt` (the five lines every paper's script parses) and `<samples>.json` beside the samples.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from common.errors import UserError
+
+__all__ = ["NAMES", "evaluate", "parse"]
+
+SCRIPT = Path(__file__).parent / "c2i" / "evaluator.py"
+
+NAMES = {
+    "Inception Score": "inception_score", "FID": "fid", "sFID": "sfid", "Precision": "precision", "Recall": "recall",
+}
+"""Labels of the five lines -> our keys."""
+
+
+def evaluate(reference: str | Path, samples: str | Path, python: str | Path) -> dict[str, float]:
+    """Inception score, FID, sFID, precision and recall of `samples` against `reference` (both `.npz`).
+
+    Args:
+        python: the interpreter of the evaluation environment (EVAL_PYTHON_PATH).
+
+    Raises: UserError when a file or the interpreter is missing, or the evaluator fails.
+    """
+    reference, samples = Path(reference).resolve(), Path(samples).resolve()
+    for path, flag in ((reference, "--gt-npz-path"), (samples, "--sample-dir")):
+        if not path.is_file():
+            raise UserError(f"the evaluator needs {str(path)!r}, which does not exist; check {flag}")
+    if not SCRIPT.is_file():
+        raise UserError(f"the evaluator script {str(SCRIPT)!r} is not part of this checkout; use --frechet instead")
+    text = samples.with_suffix(".txt")
+    # What an earlier run left must not be read as this run's answer.
+    for stale in (text, samples.with_suffix(".json")):
+        stale.unlink(missing_ok=True)
+    command = [str(python), str(SCRIPT), str(reference), str(samples)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(
+            f"the evaluator's Python {str(python)!r} does not start ({error.strerror}); make it with "
+            "'bash env_install.sh --eval' and pass --eval-python-path (or export EVAL_PYTHON_PATH)"
+        ) from error
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise UserError(f"the evaluator ended with status {done.returncode}: {last} (command: {' '.join(command)})")
+    if not text.is_file():
+        raise UserError(f"the evaluator ended well but wrote no {str(text)!r}; is {str(SCRIPT)!r} ours?")
+    as_json = samples.with_suffix(".json")
+    if as_json.is_file():
+        return {key: value for key, value in json.loads(as_json.read_text()).items() if isinstance(value, int | float)}
+    return parse(text.read_text())
+
+
+def parse(text: str) -> dict[str, float]:
+    """The five lines `Name: value`; other lines are ignored.
+
+    Raises: UserError when one of the five is missing or not a number.
+    """
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        label, colon, value = line.partition(":")
+        if colon and label.strip() in NAMES:
+            try:
+                found[NAMES[label.strip()]] = float(value)
+            except ValueError as error:
+                raise UserError(f"the evaluator wrote {line.strip()!r}; expected a number") from error
+    missing = [label for label, key in NAMES.items() if key not in found]
+    if missing:
+        raise UserError(f"the evaluator's text lacks {', '.join(missing)}; evaluate again")
+    return found

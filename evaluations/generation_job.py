@@ -1,0 +1,226 @@
+"""What `evaluations.generation` does."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoregressive.guidance import Guidance
+from autoregressive.sampler import ImageSampler, sample
+from common import dist
+from common.data import ImageFolder
+from common.dist import World
+from common.errors import UserError
+from evaluations import adm, npz, record
+from evaluations.distribution import Reference
+from evaluations.generation import GenerationConfig
+from evaluations.search import SEARCHABLE, climb, start_scale, windows
+
+__all__ = ["run"]
+
+NOT_IN_QUESTION = (
+    "sample_dir", "clear_cache", "device", "batch_size", "search", "search_num_images", "eval_python_path", "gpt_model",
+    "tok_config", "image_size",
+)
+"""Options that do not change a point's figures, or must agree with the checkpoints anyway."""
+
+VERSION = 1
+"""Goes up when the same options would give other figures, so that earlier results are not reused."""
+
+
+def run(config: GenerationConfig) -> dict[str, Any]:
+    """Measure one point, or search; returns what `<sample_dir>/results.json` says."""
+    world = dist.init(config.device)
+    try:
+        _check(config)
+        job = Evaluation(config, world)
+        results = job.search() if config.search else job.point(config.guidance, config.num_images)
+        if world.is_main:
+            record.write_json(Path(config.sample_dir) / "results.json", results)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items() if value is not None)
+            print(f"{shown}\nresults: {Path(config.sample_dir) / 'results.json'}")
+        dist.barrier()
+        return results
+    finally:
+        dist.close()
+
+
+def _check(config: GenerationConfig) -> None:
+    if bool(config.frechet) != bool(config.reference_path):
+        raise UserError("--frechet and --reference-path belong together; pass both or neither")
+    if not config.frechet and not config.gt_npz_path:
+        raise UserError(
+            "nothing to measure against: pass --gt-npz-path FILE.npz (FID, TensorFlow evaluator), or "
+            "--reference-path DIR --frechet fd_efficientnet_lite2 (embedded)"
+        )
+    if config.held_out_path and not config.reference_path:
+        raise UserError("--held-out-path judges the classifier of --reference-path; pass that, too")
+    if config.samples and (config.search or config.gpt_ckpt):
+        raise UserError("--samples measures existing images; leave --search and --gpt-ckpt out")
+    if not config.samples and not (config.gpt_ckpt and config.vq_ckpt):
+        raise UserError("--gpt-ckpt and --vq-ckpt are needed to sample; or pass --samples FILE.npz")
+    if config.samples_labels and not config.samples:
+        raise UserError("--samples-labels are the labels of --samples; images sampled here know theirs")
+    if config.search and config.guidance.schedule not in SEARCHABLE:
+        raise UserError(f"--search knows the schedules {', '.join(SEARCHABLE)}; got {config.guidance.schedule!r}")
+    if config.search and config.search_num_images and config.search_num_images > config.num_images:
+        raise UserError(f"--search-num-images {config.search_num_images} exceeds --num-fid-samples {config.num_images}")
+
+
+class Evaluation:
+    """Models and reference, loaded once for any number of points."""
+
+    def __init__(self, config: GenerationConfig, world: World) -> None:
+        self.config, self.world, self.out = config, world, Path(config.sample_dir)
+        self.objective = config.frechet or "fid"
+        self._sampler: ImageSampler | None = None
+        self._reference: Reference | None = None
+        self._sources = self._hashes()
+
+    def _hashes(self) -> dict[str, Any]:
+        """What the results depend on besides the options."""
+        c = self.config
+        found: dict[str, Any] = {}
+        if c.samples:
+            npz.header(c.samples)  # a clear error before anything else
+            found["samples"] = record.files_key([c.samples, *([c.samples_labels] if c.samples_labels else [])])
+        else:
+            found |= {"generator": record.checkpoint(c.gpt_ckpt), "tokenizer": record.checkpoint(c.vq_ckpt)}
+        for folder in filter(None, (c.reference_path, c.held_out_path)):
+            found[folder] = record.files_key(ImageFolder(folder, 1).paths)
+        if c.gt_npz_path:
+            npz.header(c.gt_npz_path)
+            found["reference"] = record.files_key([c.gt_npz_path])
+        return found
+
+    def question(self, guidance: Guidance, count: int) -> dict[str, Any]:
+        asked = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in NOT_IN_QUESTION}
+        asked |= {"guidance": dataclasses.asdict(guidance), "num_images": count}
+        return {"job": "generation", "version": VERSION, **asked, **self._sources}
+
+    # ------------------------------------------------------------------------------------------ one point
+
+    def point(self, guidance: Guidance, count: int) -> dict[str, Any]:
+        """Figures of one guidance setting, measured or, for exactly the same question, read."""
+        question = self.question(guidance, count)
+        folder = self.out / self._name(guidance)
+        path = folder.with_name(f"{folder.name}-{count}.results.json")
+        found = dist.gather_objects(record.read_current(path, question))[0]
+        if found is None:
+            samples, labels = self._samples(guidance, count, folder)
+            mine = self._measure(path, question, samples, labels) if self.world.is_main else None
+            found = dist.gather_objects(mine)[0]
+            if self.config.clear_cache and not self.config.samples and self.world.is_main:
+                shutil.rmtree(folder)
+                samples.unlink()
+        elif self.world.is_main:
+            print(f"{path}: measured before")
+        if self.world.is_main:
+            self._log(guidance, count, found)
+        return found
+
+    def _samples(self, guidance: Guidance, count: int, folder: Path) -> tuple[Path, np.ndarray | None]:
+        if self.config.samples:
+            labels = self.config.samples_labels
+            return Path(self.config.samples), np.load(labels, allow_pickle=False) if labels else None
+        if self._sampler is None:
+            self._sampler = ImageSampler.load(self.config, self.world.device)
+        asked = dataclasses.replace(self.config, guidance=guidance, num_images=count, sample_dir=str(folder))
+        return sample(self._sampler, asked, self.world), np.load(folder / "labels.npy", allow_pickle=False)
+
+    def _measure(
+        self, path: Path, question: dict[str, Any], samples: Path, labels: np.ndarray | None
+    ) -> dict[str, Any]:
+        metrics: dict[str, float] = {}
+        found = npz.header(samples)
+        if self.config.frechet:
+            if self._reference is None:
+                self._reference = Reference(
+                    self.config.reference_path, self.config.frechet, found.size[0], self.config.num_reference_images,
+                    self.config.held_out_path, self.world.device,
+                )
+            metrics |= self._reference.score(samples, labels)
+        if self.config.gt_npz_path:
+            metrics |= adm.evaluate(self.config.gt_npz_path, samples, self.config.eval_python_path)
+        flags = record.few_images(found.count)
+        if labels is None:
+            flags.append("no labels were given: class accuracy is not measured")
+        return record.write(path, question, {"samples": str(samples), "metrics": metrics}, flags)
+
+    def _name(self, guidance: Guidance) -> str:
+        """A folder name that differs whenever the images do (their number apart)."""
+        if self.config.samples:
+            return Path(self.config.samples).stem
+        asked = json.dumps(self.question(guidance, 0), sort_keys=True)
+        digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+        note = f"-{annotation(guidance)}" if annotation(guidance) else ""
+        return f"{guidance.schedule}-cfg-{guidance.scale:g}{note.replace(';', '-')}-seed-{self.config.seed}-{digest}"
+
+    def _log(self, guidance: Guidance, count: int, found: dict[str, Any]) -> None:
+        """Append to search.csv, once per point."""
+        path = self.out / "search.csv"
+        row = {
+            "annotation": annotation(guidance), "cfg_scale": guidance.scale, "cfg_schedule": guidance.schedule,
+            "num_images": count, "point": self._name(guidance), **found["metrics"],
+        }
+        rows = []
+        if path.is_file():
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        if any(old["point"] == row["point"] and int(old["num_images"]) == count for old in rows):
+            return
+        rows.append(row)
+        partial = path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for r in rows for key in r)))
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(path)
+
+    # ------------------------------------------------------------------------------------------ search
+
+    def search(self) -> dict[str, Any]:
+        """Climb with the search's number of images, then measure the winner with all of them."""
+        base, count = self.config.guidance, self.config.search_num_images or self.config.num_images
+        start = base.scale if base.scale > 1 else start_scale(base.schedule, str(self.config.gpt_model))
+        choices = [base]
+        if base.schedule == "rectangular":
+            choices = [dataclasses.replace(base, window_start=a, window_end=b) for a, b in windows()]
+        best: tuple[float, Guidance] | None = None
+        for choice in choices:
+
+            def evaluate(scale: float, choice: Guidance = choice) -> float:
+                value = self.point(dataclasses.replace(choice, scale=scale), count)["metrics"][self.objective]
+                if value is None:
+                    raise UserError(f"{self.objective} at scale {scale} is not finite; look at that point's samples")
+                if self.world.is_main:
+                    self._say("", choice, scale, value)
+                return value
+
+            scale, value = climb(evaluate, start, {}, up_first=choice.schedule != "rectangular")
+            start = scale  # the next window begins where this one ended
+            if best is None or value < best[0]:
+                best = value, dataclasses.replace(choice, scale=scale)
+        if self.world.is_main:
+            self._say("best: ", best[1], best[1].scale, best[0])
+        return self.point(best[1], self.config.num_images)
+
+    def _say(self, prefix: str, choice: Guidance, scale: float, value: float) -> None:
+        where = f"{choice.schedule} {annotation(choice)} scale {scale:g}"
+        print(f"{prefix}{where}: {self.objective} {value:.4f}", flush=True)
+
+
+def annotation(guidance: Guidance) -> str:
+    """The window of schedules that have one, as the papers' CSV writes it."""
+    if guidance.schedule == "step":
+        return f"window_start={guidance.window_start:.2f}"
+    if guidance.schedule == "rectangular":
+        return f"window_start={guidance.window_start:.2f};window_end={guidance.window_end:.2f}"
+    return ""

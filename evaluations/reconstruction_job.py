@@ -1,0 +1,220 @@
+"""What `evaluations.reconstruction` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from autoregressive.pairing import load_tokenizer
+from common import dist
+from common.config import build
+from common.data import ImageFolder, batches, share
+from common.dist import World
+from common.errors import UserError
+from common.images import from_pixels, to_pixels, write_png
+from common.loop import autocast
+from evaluations import adm, record
+from evaluations.grids import grid
+from evaluations.metrics import FEATURES
+from evaluations.metrics.frechet import Moments, frechet_distance
+from evaluations.metrics.psnr import psnr
+from evaluations.metrics.ssim import ssim
+from evaluations.parts import PartWriter, join
+from evaluations.reconstruction import ReconstructionConfig
+from evaluations.usage import CodeUsage
+from tokenizer.model import Tokenizer
+
+__all__ = ["run"]
+
+NOT_IN_QUESTION = ("sample_dir", "clear_cache", "device", "per_proc_batch_size", "num_workers", "eval_python_path")
+"""Options that do not change the figures."""
+
+VERSION = 1
+"""Goes up when the same options would give other figures, so that earlier results are not reused."""
+
+
+def run(config: ReconstructionConfig) -> dict[str, Any]:
+    """Measure, write `results.json` and return it; an earlier result is reused only for exactly the same question."""
+    world = dist.init(config.device)
+    try:
+        return _run(config, world)
+    finally:
+        dist.close()
+
+
+def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:
+    out = Path(config.sample_dir)
+    tokenizer = load_tokenizer(config.vq_ckpt, config.weights, world.device, config.image_size, config.model_config)
+    _check(config, tokenizer)
+    lengths = sorted(set(config.num_tokens)) or [tokenizer.num_tokens]
+    dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
+    count = min(len(dataset), config.num_images or len(dataset))
+    question = _question(config, dataset.paths[:count], lengths)
+    earlier = dist.gather_objects(record.read_current(out / "results.json", question))[0]
+    if earlier is not None:
+        if world.is_main:
+            print(f"{out / 'results.json'}: this was measured before; delete the file to measure again")
+        return earlier
+    job = Measurement(config, world, tokenizer, lengths, count)
+    if world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out / "previews", ignore_errors=True)
+    dist.barrier()
+    mine = share(count, world.rank, world.size)
+    bar = tqdm(total=len(mine), desc="reconstruction", unit="image", disable=not world.is_main, dynamic_ncols=True)
+    for batch in batches(dataset, mine, config.per_proc_batch_size, config.num_workers):
+        job.add(batch["index"].tolist(), batch["pixels"])
+        bar.update(len(batch["index"]))
+    bar.close()
+    results = job.finish()
+    if world.is_main:
+        flags = record.few_images(count) if config.frechet or config.gt_npz_path else []
+        results = record.write(out / "results.json", question, results, flags)
+        _print(results, out)
+    dist.barrier()
+    return results
+
+
+def _question(config: ReconstructionConfig, paths: list[str], lengths: list[int]) -> dict[str, Any]:
+    asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_QUESTION}
+    return {
+        "job": "reconstruction", "version": VERSION, **asked, "num_tokens": lengths, "images": len(paths),
+        "files": record.files_key(paths), "tokenizer": record.checkpoint(config.vq_ckpt),
+        "reference": record.files_key([config.gt_npz_path]) if config.gt_npz_path else None,
+        "ssim_data_range": "1.0 for images in [0,1]; ssim_data_range_2 repeats the papers' scripts",
+    }
+
+
+def _check(config: ReconstructionConfig, tokenizer: Tokenizer) -> None:
+    wrong = [k for k in config.num_tokens if not 1 <= k <= tokenizer.num_tokens]
+    if wrong:
+        raise UserError(f"--num-tokens holds {wrong[0]}; this tokenizer decodes 1 to {tokenizer.num_tokens} tokens")
+    if config.frechet and config.frechet not in FEATURES:
+        raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
+    if config.gt_npz_path and not Path(config.gt_npz_path).is_file():
+        raise UserError(f"--gt-npz-path {config.gt_npz_path!r} does not exist; scripts/val.sh makes a reference .npz")
+
+
+class Measurement:
+    """Everything that is added up over the images of this process."""
+
+    def __init__(
+        self, config: ReconstructionConfig, world: World, tokenizer: Tokenizer, lengths: list[int], count: int
+    ) -> None:
+        self.config, self.world, self.tokenizer, self.lengths, self.count = config, world, tokenizer, lengths, count
+        self.out = Path(config.sample_dir)
+        measured = not config.qualitative
+        self.extractor = FEATURES[config.frechet](device=world.device) if config.frechet and measured else None
+        self.perceptual = None
+        if config.perceptual:
+            self.perceptual = build("evaluations.metrics:PERCEPTUAL", config.perceptual).to(world.device)
+        self.usage = CodeUsage(tokenizer.num_tokens, tokenizer.codebook_size)
+        self.values: dict[int, dict[str, list[float]]] = {k: {} for k in lengths}
+        self.moments = {k: Moments() for k in (0, *lengths)}  # 0: the originals
+        self.parts = {k: PartWriter(self.npz(k), world.rank) for k in lengths} if measured else {}
+        shown = count if config.qualitative else min(config.num_previews, count)
+        self.previewed = {round((i + 0.5) * count / shown - 0.5) for i in range(shown)}
+
+    def npz(self, k: int) -> Path:
+        return self.out / f"tokens_{k:04d}.npz"
+
+    @torch.inference_mode()
+    def add(self, indices: list[int], pixels: Tensor) -> None:
+        """One batch of originals, uint8 (B,H,W,3)."""
+        images = from_pixels(pixels).to(self.world.device)
+        with autocast(self.config.precision, self.world.device):
+            codes = self.tokenizer.encode(images)
+        self.usage.update(codes)
+        self._features(0, images)
+        for index, original in zip(indices, pixels.numpy(), strict=True):
+            if index in self.previewed:
+                self._preview(index, "_gt", original)
+        for k in self.lengths:
+            with autocast(self.config.precision, self.world.device):
+                decoded = self.tokenizer.decode(codes[:, :k]).float()
+            rounded_pixels = to_pixels(decoded)
+            rounded = from_pixels(torch.from_numpy(rounded_pixels)).to(images.device)
+            measured = {
+                "psnr": psnr(rounded, images, data_range=2.0),
+                "ssim": ssim(rounded, images, data_range=2.0),
+                "ssim_data_range_2": ssim(rounded, images, data_range=4.0),
+            }
+            if self.perceptual is not None:
+                # The papers take LPIPS of the decoder's output as it is, before it is rounded to 8 bits.
+                measured[self.perceptual.name] = self.perceptual(decoded, images)
+            for name, values in measured.items():
+                self.values[k].setdefault(name, []).extend(values.tolist())
+            self._features(k, rounded)
+            if k in self.parts:
+                self.parts[k].write(rounded_pixels)
+            for index, reconstruction in zip(indices, rounded_pixels, strict=True):
+                if index in self.previewed:
+                    self._preview(index, f"_tokens{k:04d}", reconstruction)
+
+    def _features(self, k: int, images: Tensor) -> None:
+        if self.extractor is not None:
+            self.moments[k].update(self.extractor(images)[0].cpu().numpy())
+
+    def _preview(self, index: int, suffix: str, pixels: Any) -> None:
+        folder = self.out / "previews"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_png(folder / f"{index:06d}{suffix}.png", pixels)
+
+    def finish(self) -> dict[str, Any]:
+        """Gather from all processes; the main one packs the `.npz`, runs the evaluator and returns the results."""
+        for part in self.parts.values():
+            part.close()
+        gathered = dist.gather_objects((self.values, self.moments, self.usage.counts))
+        dist.barrier()
+        if not self.world.is_main:
+            return {}
+        for _, moments, counts in gathered[1:]:
+            self.usage.counts += counts
+            for k, mine in self.moments.items():
+                mine.merge(moments[k])
+        tokens: dict[str, dict[str, float]] = {}
+        original = self.moments[0].gaussian() if self.extractor else None
+        for k in self.lengths:
+            parts = [values[k] for values, _, _ in gathered]
+            names = next(list(part) for part in parts if part)
+            tokens[str(k)] = {name: _mean([x for part in parts for x in part.get(name, [])]) for name in names}
+            if original is not None:
+                tokens[str(k)][self.config.frechet] = frechet_distance(original, self.moments[k].gaussian())
+            if self.parts:
+                size = self.tokenizer.image_size
+                join(self.npz(k), self.count, (size, size), self.world.size)
+                if self.config.gt_npz_path:
+                    scores = adm.evaluate(self.config.gt_npz_path, self.npz(k), self.config.eval_python_path)
+                    tokens[str(k)] |= {"rfid": scores["fid"], "rsfid": scores["sfid"]}
+                if self.config.clear_cache:
+                    self.npz(k).unlink()
+        write_png(self.out / "previews" / "grid.png", self._grid())
+        return {"num_tokens": self.tokenizer.num_tokens, "codes": self.usage.summary(), "tokens": tokens}
+
+    def _grid(self) -> Any:
+        import numpy as np
+        from PIL import Image
+
+        def read(index: int, suffix: str) -> np.ndarray:
+            return np.asarray(Image.open(self.out / "previews" / f"{index:06d}{suffix}.png"))
+
+        suffixes = ["_gt", *(f"_tokens{k:04d}" for k in reversed(self.lengths))]
+        return grid([[read(index, suffix) for suffix in suffixes] for index in sorted(self.previewed)[:64]])
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _print(results: dict[str, Any], out: Path) -> None:
+    for k, figures in results["tokens"].items():
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
+        print(f"{k:>4} tokens: {shown}")
+    print(f"codebook usage {results['codes']['codebook_usage']:.1%} of {results['codes']['images']} images' codes")
+    print(f"results: {out / 'results.json'}, previews: {out / 'previews'}")

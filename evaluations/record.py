@@ -1,0 +1,105 @@
+"""Result files: written whole, saying exactly what was measured, reused only for exactly the same question."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.checkpoint import fingerprint, resolve_folder
+
+__all__ = ["checkpoint", "environment", "few_images", "files_key", "git_commit", "read_current", "write", "write_json"]
+
+FID_PROTOCOL_IMAGES = 50_000
+
+
+def environment() -> dict[str, Any]:
+    """The code and libraries a result was made with."""
+    return {"git_commit": git_commit(), "torch": torch.__version__, "python": sys.version.split()[0]}
+
+
+def git_commit() -> str | None:
+    """The commit of this tree, with "-dirty" for uncommitted changes; None outside a git checkout."""
+    git, root = shutil.which("git"), Path(__file__).parents[1]
+    if git is None or not (root / ".git").exists():
+        return None
+    command = [git, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or None
+
+
+def checkpoint(path: str | Path) -> dict[str, str]:
+    """Where a checkpoint lies and the hash of its weights.
+
+    Raises: UserError when there is none.
+    """
+    folder = resolve_folder(path)
+    return {"path": str(folder), "weights_sha256": fingerprint(folder)}
+
+
+def files_key(paths: Iterable[str | Path]) -> str:
+    """A short hash of files' names, sizes and times: changes when any of them does."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = os.stat(path)
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def read_current(path: str | Path, question: dict[str, Any]) -> dict[str, Any] | None:
+    """An earlier result, if it answers exactly `question`; None when missing, damaged or about something else."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    same = isinstance(found, dict) and found.get("question") == json.loads(json.dumps(question))
+    return found if same else None
+
+
+def write(
+    path: str | Path, question: dict[str, Any], results: dict[str, Any], flags: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Write `{question, environment, flags, **results}` atomically and return it as it was written.
+
+    Numbers that are not finite become null and are named in `flags`.
+    """
+    flags = list(flags)
+    body = {"question": question, "environment": environment(), "flags": flags, **_finite(results, "", flags)}
+    write_json(path, body)
+    return body
+
+
+def write_json(path: str | Path, body: Any) -> None:
+    """JSON, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def few_images(count: int) -> list[str]:
+    """A flag for distribution metrics from fewer images than published numbers use."""
+    if count >= FID_PROTOCOL_IMAGES:
+        return []
+    return [f"{count} images, published Frechet distances use {FID_PROTOCOL_IMAGES}: compare only at equal counts"]
+
+
+def _finite(value: Any, name: str, flags: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item, f"{name}.{key}".lstrip("."), flags) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item, f"{name}[{index}]", flags) for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        flags.append(f"{name} is {value}")
+        return None
+    return value
