@@ -21,9 +21,11 @@ import autoregressive
 import tokenizer as tokenizers
 from autoregressive import extractor, sampler, trainer
 from autoregressive.config import ExtractConfig, SampleConfig, TrainConfig
+from autoregressive.generate import generate
+from autoregressive.guidance import Guidance
 from autoregressive.legacy import EXTRACT_FLAGS, SAMPLE_FLAGS, TRAIN_FLAGS
 from common import checkpoint, config, dist
-from common.codes import CodeStore
+from common.codes import ChunkedWriter, CodeStore
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import center_crop, from_pixels, read_image, read_npz
@@ -128,7 +130,7 @@ def test_extraction_goes_on_where_it_stopped(made: Path, tmp_path: Path, capsys:
     model = tokenizers.load(made / "vq")
     folder = ImageFolder(made / "images", 32)
     crops = extractor.Crops(folder, False, [1.1])
-    writer = extractor.ChunkedWriter(tmp_path / "codes", extractor._meta(settings, model, folder, crops), 4)
+    writer = ChunkedWriter(tmp_path / "codes", extractor._meta(settings, model, folder, crops), 4)
     writer.prepare()
     writer.write(1, np.zeros((4, 2, 16), dtype=np.int64))  # recognisable: the job must keep it
     extractor.run(settings)
@@ -149,6 +151,24 @@ def test_first_loss_is_that_of_a_uniform_guess_and_it_falls(made: Path) -> None:
     assert lines[-1]["val/loss"] < np.log(64)
     model = autoregressive.load(made / "gpt")
     assert (model.num_tokens, model.codebook_size, model.num_classes) == (16, 64, 3)
+
+
+def test_a_generator_learns_what_belongs_to_each_class(made: Path, tmp_path: Path) -> None:
+    sequences = np.random.default_rng(5).integers(0, 64, (3, 16))
+    writer = ChunkedWriter(tmp_path / "codes", {
+        "num_images": 30, "num_augmentations": 1, "num_tokens": 16, "codebook_size": 64, "classes": ["a", "b", "c"],
+        "tokenizer": None,
+    })
+    writer.prepare()
+    writer.write(0, sequences[np.arange(30) % 3][:, None])
+    writer.finish(list(np.arange(30) % 3))
+    trainer.run(train_config(
+        made, tmp_path / "out", "--code-path", tmp_path / "codes", "--iterations", 80, "--global-batch-size", 12,
+        "--lr", 3e-3, "--warmup", 5, "run.validate_every=0", "--ckpt-every", 80,
+    ))
+    model = autoregressive.load(tmp_path / "out")
+    drawn = generate(model, torch.tensor([2, 0, 1, 1]), guidance=Guidance(2.0), seed=1)
+    assert np.array_equal(drawn.numpy(), sequences[[2, 0, 1, 1]])
 
 
 def test_resume_repeats_the_uninterrupted_run(made: Path, tmp_path: Path) -> None:
