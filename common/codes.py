@@ -91,24 +91,24 @@ class ChunkedWriter:
     """
 
     def __init__(self, path: str | Path, meta: dict[str, Any], chunk: int = 1024) -> None:
-        self.path, self.meta, self.chunk = Path(path), {**meta, "chunk": chunk}, chunk
+        self.path, self.meta, self.chunk = Path(path), dict(meta), chunk
         self.partial = self.path.with_name(self.path.name + ".partial")
 
     def is_finished(self) -> bool:
         """Whether the store is already there. Raises: UserError if it was made with other settings."""
         if not self.path.exists():
             return False
-        self._check(self.path / "meta.json", "already holds")
+        self._check(self.path / "meta.json", self.meta, "already holds")
         return True
 
     def prepare(self) -> None:
         """Make or check the unfinished store; one process, before any `write`."""
         plan = self.partial / "meta.json"
         if plan.is_file():
-            self._check(plan, "is half done with")
+            self._check(plan, {**self.meta, "chunk": self.chunk}, "is half done with")
         else:
             self.partial.mkdir(parents=True, exist_ok=True)
-            _write_text(plan, json.dumps(self.meta, indent=1))
+            _write_text(plan, json.dumps({**self.meta, "chunk": self.chunk}, indent=1))
 
     def missing(self) -> list[int]:
         """The chunks that are not there yet."""
@@ -141,6 +141,7 @@ class ChunkedWriter:
         np.save(self.partial / "labels.npy", np.asarray(labels, dtype=np.int64))
         for number in self._numbers():
             self._file(number).unlink()
+        _write_text(self.partial / "meta.json", json.dumps(self.meta, indent=1))
         self.partial.replace(self.path)
         return self.path
 
@@ -150,12 +151,12 @@ class ChunkedWriter:
     def _file(self, number: int) -> Path:
         return self.partial / f"chunk-{number:06d}.npy"
 
-    def _check(self, plan: Path, state: str) -> None:
+    def _check(self, plan: Path, expected: dict[str, Any], state: str) -> None:
         try:
             found = json.loads(plan.read_text())
         except (OSError, ValueError):
             found = {}
-        differing = sorted(key for key in {*found, *self.meta} if found.get(key) != self.meta.get(key))
+        differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
         if differing:
             raise UserError(
                 f"{str(plan.parent)!r} {state} codes of other settings ({', '.join(differing)} differ); "
