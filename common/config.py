@@ -288,7 +288,7 @@ def parse(
                 else:
                     value = argv[at]
                     at += 1
-            if flag == "config":
+            if flag == "config" or (flag == "model-config" and flag not in aliases):
                 raw = merge(raw, read_yaml(value))
                 continue
             entries = _flag_entries(schema, flag, value, aliases)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common.config import MISSING, opt
 from common.errors import UserError
 from common.images import IMAGE_SUFFIXES, center_crop, random_crop, read_image
-
-
-@dataclass
-class DataConfig:
-    """An image folder for training."""
-
-    root: str = opt(MISSING, "image folder: <root>/<class>/*.png, or images directly under <root>")
-    batch_size: int = opt(256, "global batch size, over all ranks")
-    crop: str = opt("random", "random (short side in [size, size/0.8], random square) | center")
-    flip: bool = opt(True, "mirror half of the images")
-    workers: int = opt(0, "loader processes per rank; 0 = in the training process")
 
 
 class ImageFolder(Dataset):
@@ -72,7 +59,7 @@ class ImageFolder(Dataset):
         pixels = np.asarray(image)
         if self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        return {"pixels": np.ascontiguousarray(pixels), "label": self.labels[index], "index": index}
+        return {"pixels": pixels.copy(), "label": self.labels[index], "index": index}
 
 
 def _images(folder: Path) -> Iterator[str]:

@@ -82,6 +82,14 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return all_reduce(tensor)
 
 
+def from_main(tensor: Tensor) -> Tensor:
+    """Rank 0's tensor on every rank; all ranks pass the same shape."""
+    if size() > 1:
+        tensor = tensor.contiguous()
+        torch_dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank if it is true on any."""
     if size() == 1:

@@ -6,23 +6,13 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from common.config import opt
 from common.dist import World
-
-
-@dataclass
-class LogConfig:
-    """Where figures go besides metrics.jsonl. Nothing here asks for a login."""
-
-    every: int = opt(100, "steps between logged lines")
-    wandb: str | None = opt(None, "Weights & Biases project; offline unless a key is configured; null = off")
-    tensorboard: bool = opt(False, "write TensorBoard events into <out>/tensorboard")
+from common.settings import LogConfig
 
 
 class Logger:

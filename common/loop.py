@@ -11,7 +11,6 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,27 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import checkpoint, dist
-from common.config import MISSING, opt
 from common.dist import World
 from common.errors import UserError
-from common.log import LogConfig, Logger, trim_metrics
-
-
-@dataclass
-class RunConfig:
-    """How long, where to, how often."""
-
-    out: str = opt(MISSING, "result folder; the same command again resumes from it")
-    steps: int = opt(MISSING, "optimizer steps in all; schedules refer to it")
-    stop_at: int | None = opt(None, "stop (with a checkpoint) after this step; schedules still refer to run.steps")
-    seed: int = opt(0, "seed of weights, data order and everything random in a step")
-    device: str = opt("auto", "auto | cpu | cuda")
-    precision: str = opt("bf16", "none (fp32) | bf16 autocast; quantizer and losses stay fp32")
-    parallel: str = opt("ddp", "none | ddp (used when there is more than one process)")
-    checkpoint_every: int = opt(5000, "steps between checkpoints; the last step always gets one")
-    keep_last: int = opt(3, "newest checkpoints kept")
-    milestone_every: int = opt(50000, "checkpoints at multiples of this are kept for good; 0 = none")
-    validate_every: int = opt(0, "steps between validations; 0 = never")
+from common.log import Logger, trim_metrics
+from common.settings import LogConfig, RunConfig
 
 
 class Trainee(Protocol):

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from common.config import opt
 from common.errors import UserError
-
-
-@dataclass
-class OptimConfig:
-    """AdamW with a schedule. Step s of T (0-based) runs at `rate(s)`, warm-up included from the first step."""
-
-    lr: float = opt(1e-4, "peak learning rate")
-    beta1: float = opt(0.9, "AdamW beta1")
-    beta2: float = opt(0.95, "AdamW beta2")
-    weight_decay: float = opt(1e-4, "decoupled weight decay")
-    decay_vectors: bool = opt(False, "also decay biases, norms and other 1-d parameters (the papers' tokenizer trainer does)")
-    max_grad_norm: float = opt(1.0, "gradient norm is clipped to this; 0 = off")
-    schedule: str = opt("cosine", "constant | cosine | wsd (hold, then 1-sqrt cool-down)")
-    warmup: int = opt(0, "steps of linear warm-up from lr/100")
-    end_lr: float = opt(0.0, "where cosine ends")
-    cooldown_fraction: float = opt(0.2, "share of the steps that wsd cools down for")
+from common.settings import OptimConfig
 
 
 def rate(config: OptimConfig, step: int, steps: int) -> float:

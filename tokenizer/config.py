@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.config import opt, part
+from common.config import opt, part, parts
+from common.settings import DataConfig, LogConfig, OptimConfig, RunConfig
 from tokenizer.layout import Layout
 
 
@@ -19,3 +20,33 @@ class TokenizerConfig:
     encoder: dict[str, Any] = part("tokenizer.encoders:ENCODERS", "images -> latents", {"name": "hybrid_1d"})
     decoder: dict[str, Any] = part("tokenizer.decoders:DECODERS", "latents -> images", {"name": "hybrid_1d"})
     quantizer: dict[str, Any] = part("tokenizer.quantizers:QUANTIZERS", "latents -> codes", {"name": "vq"})
+
+
+@dataclass
+class AdversaryConfig:
+    """A GAN loss against a trained discriminator."""
+
+    start: int = opt(20000, "first step (0-based) with a discriminator")
+    weight: float = opt(0.5, "factor of both the generator's and the discriminator's loss")
+    discriminator: dict[str, Any] = part("tokenizer.discriminators:DISCRIMINATORS", "network", {"name": "patchgan"})
+
+
+@dataclass
+class TrainConfig:
+    """Everything `python -m tokenizer.train` reads. Main training and fine-tuning are configs of this one schema."""
+
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    val_root: str | None = opt(None, "held-out image folder for run.validate_every; null = no validation")
+    run: RunConfig = field(default_factory=RunConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    losses: dict[str, Any] = parts(
+        "tokenizer.losses:LOSSES", "reconstruction losses, applied to every view",
+        {"recon": {"name": "l2"}, "perceptual": {"name": "lpips"}},
+    )
+    adversary: AdversaryConfig | None = field(default_factory=AdversaryConfig)
+    regularizers: dict[str, Any] = parts("tokenizer.regularizers:REGULARIZERS", "what steps decode and which losses they add")
+    ema_decay: float = opt(0.9999, "decay of the weight average that evaluation uses; 0 = none")
+    freeze: list[str] = opt([], "modules kept as they are, e.g. [encoder, quant_conv, quantizer] for decoder fine-tuning")
+    init: str | None = opt(None, "checkpoint (or run) whose tokenizer weights to start from")
+    log: LogConfig = field(default_factory=LogConfig)

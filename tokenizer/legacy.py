@@ -1,4 +1,4 @@
-"""Names of the papers' projects: state-dict keys of released tokenizers."""
+"""Names of the papers' projects: flags of their trainers, state-dict keys of released tokenizers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,29 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
+
+TRAIN_FLAGS = {  # flags of the papers' vq_train.py: our key
+    "data-path": "data.root",
+    "global-batch-size": "data.batch_size",
+    "num-workers": "data.workers",
+    "image-size": "model.image_size",
+    "save-path": "run.out",
+    "out": "run.out",
+    "iterations": "run.steps",
+    "iteration": "run.steps",
+    "early-stop-iter": "run.stop_at",
+    "global-seed": "run.seed",
+    "device": "run.device",
+    "mixed-precision": "run.precision",
+    "ckpt-every": "run.checkpoint_every",
+    "milestone-step": "run.milestone_every",
+    "lr": "optim.lr",
+    "warmup": "optim.warmup",
+    "fract-decay": "optim.cooldown_fraction",
+    "vq-ckpt": "init",
+    "log-every": "log.every",
+    "wandb-project": "log.wandb",
+}
 
 STATE_DICT_PREFIXES = {  # encoder part name: (released prefix, our prefix)
     "hybrid_1d": [

@@ -39,6 +39,7 @@ class VectorQuantizer(nn.Module):
         commit_weight: float = opt(0.25, "beta")
         entropy_weight: float = opt(0.0, "weight of the entropy term; >0 keeps the codebook in use")
         rotation: bool = opt(True, "rotation trick instead of straight-through gradients")
+        refresh_every: int = opt(0, "training steps after which codes unseen in the usage window restart at a latent; 0 = never")
 
     def __init__(self, config: Config):
         super().__init__()
@@ -48,6 +49,7 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / config.codebook_size, 1.0 / config.codebook_size)
         if config.l2_norm:
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64), persistent=False)
         # The last codes seen in training, newest last; -1 = not filled yet. Float because released files hold it so.
         self.register_buffer("codebook_used", torch.full((USAGE_WINDOW,), -1.0))
 
@@ -74,6 +76,8 @@ class VectorQuantizer(nn.Module):
             rows = latents.float().permute(0, 2, 3, 1).reshape(-1, dim)
             if self.config.l2_norm:
                 rows = F.normalize(rows, dim=-1)
+            if self.training:
+                self._refresh(rows.detach())
             codebook = self.codebook()
             distances = rows.pow(2).sum(1, keepdim=True) + codebook.pow(2).sum(1) - 2 * rows @ codebook.t()
             codes = distances.detach().argmin(dim=1)
@@ -93,6 +97,18 @@ class VectorQuantizer(nn.Module):
     def _remember(self, codes: Tensor) -> None:
         recent = codes[-USAGE_WINDOW:].float()
         self.codebook_used.copy_(torch.cat([self.codebook_used[len(recent) :], recent]))
+
+    @torch.no_grad()
+    def _refresh(self, rows: Tensor) -> None:
+        """Move unused codes onto latents of this batch. Source: NesTok, usage-driven codebook refresh."""
+        self.steps += 1
+        if not self.config.refresh_every or self.steps % self.config.refresh_every:
+            return
+        seen = torch.zeros(self.codebook_size + 1, device=rows.device)
+        seen[self.codebook_used.long()] = 1
+        dead = (dist.all_reduce_sum(seen)[:-1] == 0).nonzero().flatten()
+        spread = torch.linspace(0, len(rows) - 1, len(dead), device=rows.device).long()
+        self.embedding.weight[dead] = dist.from_main(rows[spread]).to(self.embedding.weight.dtype)
 
 
 def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:

@@ -1,0 +1,60 @@
+"""Options that several jobs share. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.config import MISSING, opt
+
+
+@dataclass
+class RunConfig:
+    """How long, where to, how often."""
+
+    out: str = opt(MISSING, "result folder; the same command again resumes from it")
+    steps: int = opt(MISSING, "optimizer steps in all; schedules refer to it")
+    stop_at: int | None = opt(None, "stop (with a checkpoint) after this step; schedules still refer to run.steps")
+    seed: int = opt(0, "seed of weights, data order and everything random in a step")
+    device: str = opt("auto", "auto | cpu | cuda")
+    precision: str = opt("bf16", "none (fp32) | bf16 autocast; quantizer and losses stay fp32")
+    parallel: str = opt("ddp", "none | ddp (used when there is more than one process)")
+    checkpoint_every: int = opt(5000, "steps between checkpoints; the last step always gets one")
+    keep_last: int = opt(3, "newest checkpoints kept")
+    milestone_every: int = opt(50000, "checkpoints at multiples of this are kept for good; 0 = none")
+    validate_every: int = opt(0, "steps between validations; 0 = never")
+
+
+@dataclass
+class DataConfig:
+    """An image folder for training."""
+
+    root: str = opt(MISSING, "image folder: <root>/<class>/*.png, or images directly under <root>")
+    batch_size: int = opt(256, "global batch size, over all ranks")
+    crop: str = opt("random", "random (short side in [size, size/0.8], random square) | center")
+    flip: bool = opt(True, "mirror half of the images")
+    workers: int = opt(0, "loader processes per rank; 0 = in the training process")
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with a schedule. Step s of T (0-based) runs at `rate(s)`, warm-up included from the first step."""
+
+    lr: float = opt(1e-4, "peak learning rate")
+    beta1: float = opt(0.9, "AdamW beta1")
+    beta2: float = opt(0.95, "AdamW beta2")
+    weight_decay: float = opt(1e-4, "decoupled weight decay")
+    decay_vectors: bool = opt(False, "also decay biases, norms and other 1-d parameters (the papers' tokenizer trainer does)")
+    max_grad_norm: float = opt(1.0, "gradient norm is clipped to this; 0 = off")
+    schedule: str = opt("cosine", "constant | cosine | wsd (hold, then 1-sqrt cool-down)")
+    warmup: int = opt(0, "steps of linear warm-up from lr/100")
+    end_lr: float = opt(0.0, "where cosine ends")
+    cooldown_fraction: float = opt(0.2, "share of the steps that wsd cools down for")
+
+
+@dataclass
+class LogConfig:
+    """Where figures go besides metrics.jsonl. Nothing here asks for a login."""
+
+    every: int = opt(100, "steps between logged lines")
+    wandb: str | None = opt(None, "Weights & Biases project; offline unless a key is configured; null = off")
+    tensorboard: bool = opt(False, "write TensorBoard events into <out>/tensorboard")

@@ -1,0 +1,6 @@
+"""Losses between images and a reconstruction. `loss(recon, images) -> scalar`, `weight` from the config."""
+
+from tokenizer.losses.perceptual import EfficientNetPerceptual, LpipsLoss
+from tokenizer.losses.pixel import L1, L2
+
+LOSSES = {"l1": L1, "l2": L2, "lpips": LpipsLoss, "efficientnet_lite0": EfficientNetPerceptual}

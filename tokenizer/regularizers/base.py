@@ -1,0 +1,60 @@
+"""What the trainer and a regularizer say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.loop import step_generator
+from tokenizer.layout import Layout
+from tokenizer.model import Pass
+
+
+@dataclass
+class Plan:
+    """What one step will decode. Regularizers edit it before the forward pass.
+
+    `num_tokens`: kept tokens of the main view (None = all N; int64 (B,) for per-image lengths).
+    `also_num_tokens`: a second view from the same codes. `shortcut`: a view straight from the CNN's map.
+    `semantic`: the semantic head runs on the main view.
+    """
+
+    step: int
+    seed: int
+    batch_size: int
+    rank: int
+    layout: Layout
+    num_tokens: int | Tensor | None = None
+    also_num_tokens: int | None = None
+    shortcut: bool = False
+    semantic: bool = False
+
+    def generator(self, stream: int) -> torch.Generator:
+        """The same on every rank; `stream` keeps regularizers apart."""
+        return step_generator(self.seed, self.step, stream)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a regularizer may know of the tokenizer it acts on: `grid` cells per side, `image_size` pixels."""
+
+    grid: int
+    image_size: int
+    device: torch.device
+
+
+class Regularizer:
+    """Override what is needed."""
+
+    def __init__(self, config: Any, context: Context):
+        self.config, self.context = config, context
+
+    def plan(self, plan: Plan) -> None:
+        """Edit the step's plan."""
+
+    def losses(self, images: Tensor, done: Pass, plan: Plan) -> dict[str, Tensor]:
+        """Weighted scalar losses by name; names ending in `@...` are logged but not added up."""
+        return {}

@@ -1,0 +1,55 @@
+"""Nested dropout: each step decodes a random prefix, which orders the tokens from coarse to fine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.config import opt
+from common.errors import UserError
+from tokenizer.regularizers.base import Context, Plan, Regularizer
+
+STREAM = 1
+
+
+class NestedDropout(Regularizer):
+    """Draws the number of kept tokens k. Source: Rippel et al. 2014; ReTok over the extended sequence, k <= N+M."""
+
+    @dataclass
+    class Config:
+        min_tokens: int = opt(32, "smallest k")
+        max_tokens: int | None = opt(None, "largest k; null = N+M")
+        distribution: str = opt("uniform", "uniform | power2 (powers of two in the range, and the largest k)")
+        per_sample: bool = opt(False, "one k per image instead of one per step")
+        full_probability: float = opt(0.0, "chance of k = N regardless of the above")
+
+    def __init__(self, config: Config, context: Context):
+        super().__init__(config, context)
+        if config.distribution not in ("uniform", "power2"):
+            raise UserError(f"nested_dropout.distribution got {config.distribution!r}; expected uniform or power2")
+
+    def draw(self, count: int, plan: Plan) -> Tensor:
+        """`count` values of k, int64, the same on every rank."""
+        config, generator = self.config, plan.generator(STREAM)
+        largest = config.max_tokens or plan.layout.extended
+        if not 1 <= config.min_tokens <= largest <= plan.layout.extended:
+            raise UserError(
+                f"nested_dropout got min_tokens={config.min_tokens}, max_tokens={largest}; "
+                f"expected 1 <= min_tokens <= max_tokens <= {plan.layout.extended}"
+            )
+        if config.distribution == "uniform":
+            lengths = torch.randint(config.min_tokens, largest + 1, (count,), generator=generator)
+        else:
+            choices = [2**i for i in range(largest.bit_length()) if config.min_tokens <= 2**i < largest] + [largest]
+            lengths = torch.tensor(choices)[torch.randint(len(choices), (count,), generator=generator)]
+        full = torch.rand(count, generator=generator) < config.full_probability
+        return torch.where(full, plan.layout.num_tokens, lengths)
+
+    def plan(self, plan: Plan) -> None:
+        if not self.config.per_sample:
+            plan.num_tokens = int(self.draw(1, plan))
+            return
+        first = plan.rank * plan.batch_size
+        plan.num_tokens = self.draw(first + plan.batch_size, plan)[first:]

@@ -1,0 +1,73 @@
+"""Semantic regularisation: decoder features should look like a frozen teacher's patch features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.config import build, opt, part
+from common.errors import UserError
+from tokenizer.model import Pass
+from tokenizer.regularizers.base import Context, Plan, Regularizer
+
+
+class Semantic(Regularizer):
+    """-mean cosine to the teacher, weighted by lambda(k).
+
+    With `schedule: constant` this is GigaTok's term; the falling schedules are ReTok's hierarchical semantic
+    regularisation: strongest where few tokens are kept.
+    """
+
+    @dataclass
+    class Config:
+        teacher: dict[str, Any] = part("tokenizer.teachers:TEACHERS", "frozen network", {"name": "dinov2_vitb14"})
+        weight: float = opt(0.5, "lambda at k_start")
+        schedule: str = opt("constant", "constant | linear | cosine | step: how lambda falls from k_start to k_end")
+        end_weight: float = opt(0.0, "lambda at k_end and beyond")
+        k_start: int = opt(1, "kept tokens up to which lambda = weight")
+        k_end: int | None = opt(None, "kept tokens from which lambda = end_weight; null = N+M")
+
+    def __init__(self, config: Config, context: Context):
+        super().__init__(config, context)
+        if config.schedule not in ("constant", "linear", "cosine", "step"):
+            raise UserError(f"semantic.schedule got {config.schedule!r}; expected constant, linear, cosine or step")
+        teacher = build("tokenizer.teachers:TEACHERS", config.teacher, grid=context.grid, image_size=context.image_size)
+        self.teacher = teacher.to(context.device)
+
+    def plan(self, plan: Plan) -> None:
+        plan.semantic = True
+
+    def strength(self, num_tokens: Tensor, extended: int) -> Tensor:
+        """lambda(k) for int64 k of any shape."""
+        config = self.config
+        end = config.k_end or extended
+        t = ((num_tokens - config.k_start).float() / max(1, end - config.k_start)).clamp(0, 1)
+        fall = {
+            "constant": torch.zeros_like(t),
+            "linear": t,
+            "cosine": 0.5 * (1 - torch.cos(math.pi * t)),
+            "step": (t >= 1).float(),
+        }[config.schedule]
+        return config.weight + (config.end_weight - config.weight) * fall
+
+    def losses(self, images: Tensor, done: Pass, plan: Plan) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = self.teacher(images).float()
+        student = done.extra["semantic"].float()
+        if student.shape != target.shape:
+            raise UserError(
+                f"decoder.semantic_head gives {tuple(student.shape[1:])} features, teacher {self.config.teacher['name']!r} "
+                f"{tuple(target.shape[1:])}; set decoder.semantic_head.width={target.shape[-1]}"
+            )
+        cosine = F.cosine_similarity(student, target, dim=-1).mean(dim=1)
+        kept = plan.layout.num_tokens if plan.num_tokens is None else plan.num_tokens
+        kept = torch.as_tensor(kept, device=cosine.device).expand(len(cosine))
+        losses = {"semantic": -(self.strength(kept, plan.layout.extended) * cosine).mean()}
+        quarter = int((4 * kept.float().mean() / (plan.layout.extended + 1)).item()) if not kept.is_cuda else 0
+        losses[f"cosine@k_quarter{quarter + 1}"] = cosine.detach().mean()
+        return losses

@@ -1,0 +1,18 @@
+"""Train, fine-tune or post-train a tokenizer: `python -m tokenizer.train --config configs/vq/VQ_SB256.yaml ...`."""
+
+from __future__ import annotations
+
+from common import config
+from tokenizer.config import TrainConfig
+from tokenizer.legacy import TRAIN_FLAGS
+
+
+def main() -> None:
+    settings = config.parse(TrainConfig, aliases=TRAIN_FLAGS, about=__doc__)
+    from tokenizer.trainer import run
+
+    run(settings)
+
+
+if __name__ == "__main__":
+    config.main(main)

@@ -1,0 +1,194 @@
+"""One step of tokenizer training; the loop around it is common/loop.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import checkpoint, dist, loop, optim
+from common.config import build
+from common.data import ImageFolder, batches, share, stream
+from common.dist import World
+from common.errors import UserError
+from common.images import from_pixels
+from tokenizer import load_weights
+from tokenizer.adversary import Adversary
+from tokenizer.config import TrainConfig
+from tokenizer.model import Pass, Tokenizer, View
+from tokenizer.regularizers.base import Context, Plan, Regularizer
+
+
+class TrainingPass(nn.Module):
+    """The forward pass that gradients are averaged over ranks for."""
+
+    def __init__(self, tokenizer: Tokenizer, frozen: list[str], semantic: bool):
+        super().__init__()
+        self.tokenizer, self.frozen = tokenizer, frozen
+        for name in frozen:
+            part = getattr(tokenizer, name, None)
+            if not isinstance(part, nn.Module):
+                names = [name for name, _ in tokenizer.named_children()]
+                raise UserError(f"freeze names {name!r}; expected some of {', '.join(names)}")
+            part.requires_grad_(False)
+        head = getattr(getattr(tokenizer.decoder, "transformer", None), "distill_mlp", None)
+        if head is not None and not semantic:
+            head.requires_grad_(False)
+        if semantic and head is None:
+            raise UserError("regularizers.semantic needs decoder.semantic_head; set its depth and width")
+
+    def train(self, mode: bool = True) -> TrainingPass:
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self.tokenizer, name).eval()
+        return self
+
+    def forward(self, images: Tensor, plan: Plan) -> Pass:
+        tokenizer = self.tokenizer
+        latents, spatial = tokenizer.latents(images)
+        quantized = tokenizer.quantizer(latents)
+        views = [tokenizer.decode_vectors(quantized.vectors, plan.num_tokens)]
+        if plan.also_num_tokens is not None:
+            views.append(tokenizer.decode_vectors(quantized.vectors, plan.also_num_tokens))
+        done = Pass(views, quantized, spatial)
+        if plan.semantic:
+            done.extra["semantic"] = tokenizer.decoder.transformer.distill_mlp(views[0].features.inner)
+        if plan.shortcut:
+            views.append(View(tokenizer.decoder.cnn(spatial)))
+        return done
+
+
+class TokenizerTrainee:
+    """Builds the objects of a `TrainConfig` and takes its steps."""
+
+    def __init__(self, config: TrainConfig, world: World):
+        self.config, self.world = config, world
+        torch.manual_seed(config.run.seed)
+        self.tokenizer = Tokenizer(config.model).to(world.device)
+        if config.init:
+            load_weights(self.tokenizer, config.init, "ema")
+        context = Context(self.tokenizer.grid, self.tokenizer.image_size, world.device)
+        self.regularizers: list[Regularizer] = [
+            build("tokenizer.regularizers:REGULARIZERS", mapping, context=context) for mapping in config.regularizers.values()
+        ]
+        self.losses = nn.ModuleDict(
+            {name: build("tokenizer.losses:LOSSES", mapping) for name, mapping in config.losses.items()}
+        ).to(world.device)
+        self.training_pass = TrainingPass(self.tokenizer, config.freeze, "semantic" in config.regularizers)
+        self.wrapped = dist.wrap(self.training_pass, config.run.parallel, world).train()
+        self.optimizer = optim.adamw(self.tokenizer, config.optim)
+        self.ema = optim.Ema(self.tokenizer, config.ema_decay) if config.ema_decay else None
+        self.adversary = (
+            Adversary(config.adversary, config.optim, world, config.run.precision, config.run.parallel)
+            if config.adversary
+            else None
+        )
+
+    def plan(self, batch_size: int, step: int) -> Plan:
+        plan = Plan(step, self.config.run.seed, batch_size, self.world.rank, self.config.model.layout)
+        for regularizer in self.regularizers:
+            regularizer.plan(plan)
+        if isinstance(plan.num_tokens, Tensor):
+            plan.num_tokens = plan.num_tokens.to(self.world.device)
+        return plan
+
+    def generator_losses(self, images: Tensor, plan: Plan) -> tuple[dict[str, Tensor], Pass]:
+        """Weighted losses of the tokenizer by name, and the pass they come from."""
+        done: Pass = self.wrapped(images, plan)
+        recons = [view.images.float() for view in done.views]
+        losses: dict[str, Tensor] = {}
+        for name, loss in self.losses.items():
+            target = loss.target(images)
+            losses[name] = sum(loss(recon, target) for recon in recons)
+        if "quantizer" not in self.config.freeze:
+            losses |= done.quantized.losses
+        for regularizer in self.regularizers:
+            losses |= regularizer.losses(images, done, plan)
+        if self.adversary and self.adversary.active(plan.step):
+            losses["adversarial"] = self.adversary.generator_loss(recons)
+        return losses, done
+
+    def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        config = self.config
+        images = from_pixels(batch["pixels"])
+        plan = self.plan(len(images), step)
+        with loop.autocast(config.run.precision, self.world.device):
+            losses, done = self.generator_losses(images, plan)
+        total = sum(value for name, value in losses.items() if "@" not in name)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        trainable = [p for p in self.tokenizer.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trainable, config.optim.max_grad_norm or float("inf"))
+        optim.set_rate(self.optimizer, optim.rate(config.optim, step, config.run.steps))
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.tokenizer)
+        logged = {f"train/loss_{name}": value for name, value in losses.items() if "@" not in name}
+        logged |= {"train/loss": total, "train/grad_norm": norm, "train/codebook_usage": self.tokenizer.quantizer.usage()}
+        if self.adversary and self.adversary.active(step):
+            recons = [view.images.float() for view in done.views]
+            logged |= self.adversary.update(images, recons, step, config.run.steps)
+        return logged
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        files = {"model": self.tokenizer.state_dict()}
+        if self.ema:
+            files["ema"] = self.ema.state_dict()
+        if self.adversary:
+            files["discriminator"] = self.adversary.module.state_dict()
+        return files
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if self.ema:
+            state["ema_updates"] = self.ema.updates
+        if self.adversary:
+            state["adversary"] = self.adversary.state()
+        return state
+
+    def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
+        checkpoint.load_into(self.tokenizer, weights("model"), "model")
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            checkpoint.load_into(self.ema.module, weights("ema"), "ema")
+            self.ema.updates = state["ema_updates"]
+        if self.adversary:
+            checkpoint.load_into(self.adversary.module, weights("discriminator"), "discriminator")
+            self.adversary.optimizer.load_state_dict(state["adversary"])
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """PSNR of all held-out images, at all tokens, and for flexible tokenizers at an eighth of them, too."""
+        if not self.config.val_root:
+            raise UserError("run.validate_every is set but val_root is not; give val_root=DIR or run.validate_every=0")
+        tokenizer = self.ema.module if self.ema else self.tokenizer.eval()
+        data = ImageFolder(self.config.val_root, tokenizer.image_size)
+        mine = share(len(data), self.world.rank, self.world.size)
+        lengths = [tokenizer.num_tokens // 8, tokenizer.num_tokens] if "nested_dropout" in self.config.regularizers else [None]
+        sums = {length: torch.zeros((), device=self.world.device) for length in lengths}
+        for batch in batches(data, mine, 64):
+            images = from_pixels(batch["pixels"].to(self.world.device))
+            codes = tokenizer.encode(images)
+            for length in lengths:
+                error = F.mse_loss(tokenizer.decode(codes, length).clamp(-1, 1), images, reduction="none").mean(dim=(1, 2, 3))
+                sums[length] += (10 * torch.log10(4 / error)).sum()
+        self.training_pass.train()
+        totals = dist.mean({str(k): v * self.world.size / len(data) for k, v in sums.items()})
+        return {f"val/psnr_{length or tokenizer.num_tokens}": totals[str(length)] for length in lengths}
+
+
+def run(config: TrainConfig) -> None:
+    """The job behind `python -m tokenizer.train`."""
+    world = dist.init(config.run.device)
+    trainee = TokenizerTrainee(config, world)
+    data = ImageFolder(config.data.root, config.model.image_size, config.data.crop, config.data.flip, config.run.seed)
+
+    def loader(start: int, stop: int):  # noqa: ANN202
+        return stream(data, config.data.batch_size, world.rank, world.size, config.run.seed, start, stop, config.data.workers)
+
+    loop.run(trainee, loader, config.run, config.log, world, dataclasses.asdict(config), meta={"classes": data.classes})
+    dist.close()
