@@ -1,0 +1,272 @@
+"""The evaluation jobs on tiny untrained models: what they write, refuse, reuse, and that ranks do not matter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tokenizer as tokenizers
+from autoregressive.legacy import SAMPLE_FLAGS
+from autoregressive.models.gpt import GPT
+from common import checkpoint, config
+from common.data import ImageFolder
+from common.errors import UserError
+from common.images import from_pixels, read_npz, to_pixels
+from evaluations import generation_job, reconstruction_job, reference_job
+from evaluations.generation import GenerationConfig
+from evaluations.metrics.frechet import fit, frechet_distance
+from evaluations.metrics.psnr import psnr
+from evaluations.reconstruction import FLAGS, ReconstructionConfig
+from evaluations.reference import ReferenceConfig
+from tokenizer.config import TokenizerConfig
+from tokenizer.model import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+CNN = {"channels": 32, "multipliers": [1, 1], "patch": 4, "blocks": 1}
+WIDTHS = {"width": 32, "layers": 1, "heads": 2}
+TOKENIZER = {
+    "image_size": 32, "z_channels": 32, "layout": {"num_tokens": 16, "redundant": 8},
+    "encoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS},
+    "decoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS, "semantic_head": None},
+    "quantizer": {"name": "vq", "codebook_size": 64},
+}
+FD = "fd_efficientnet_lite2"
+
+
+def save_tokenizer(run: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    schema = config.resolve(TokenizerConfig, TOKENIZER, where="model")
+    weights = {"model": Tokenizer(schema).state_dict()}
+    checkpoint.save(run, 1, weights, {}, {"model": dataclasses.asdict(schema)})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images/ (3 classes, 13 images), vq/ (an untrained tokenizer) and gpt/ (an untrained generator)."""
+    root = tmp_path_factory.mktemp("evaluation")
+    rng = np.random.default_rng(0)
+    for place, (name, count) in enumerate((("apple", 5), ("bird", 4), ("cat", 4))):
+        (root / "images" / name).mkdir(parents=True)
+        for index in range(count):
+            small = Image.fromarray(rng.integers(80 * place, 80 * place + 80, (6, 8, 3), np.uint8))
+            small.resize((48, 40), Image.Resampling.BICUBIC).save(root / "images" / name / f"{index}.png")
+    save_tokenizer(root / "vq", seed=0)
+    gpt = GPT.Config(size="tiny", codebook_size=64, num_tokens=16, num_classes=3)
+    torch.manual_seed(0)
+    about = {"model": {"name": "gpt", **dataclasses.asdict(gpt)}}
+    checkpoint.save(root / "gpt", 1, {"model": GPT(gpt).state_dict()}, {}, about)
+    return root
+
+
+def reconstruct(made: Path, out: Path, *words: object) -> dict:
+    given = ["--vq-ckpt", made / "vq", "--data-path", made / "images", "--sample-dir", out, "--device", "cpu", *words]
+    return reconstruction_job.run(config.parse(ReconstructionConfig, [str(word) for word in given], aliases=FLAGS))
+
+
+def generate(made: Path, out: Path, *words: object, count: int = 6) -> dict:
+    given = ["--gpt-ckpt", made / "gpt", "--vq-ckpt", made / "vq", "--sample-dir", out, "--num-fid-samples", count,
+             "--frechet", FD, "--reference-path", made / "images", "--device", "cpu", *words]
+    return generation_job.run(config.parse(GenerationConfig, [str(word) for word in given], aliases=SAMPLE_FLAGS))
+
+
+def torchrun(ranks: int, *words: object) -> None:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port = opened.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
+    done = subprocess.run(
+        [*command, "-m", *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# ------------------------------------------------------------------------------------------------ reference
+
+
+def test_reference_holds_every_crop_once_in_a_seeded_order(made, tmp_path):
+    packed = reference_job.run(ReferenceConfig(data_path=str(made / "images"), sample_dir=str(tmp_path), image_size=32))
+    assert packed == tmp_path / "val_imagenet.npz"
+    crops = [item["pixels"] for item in (ImageFolder(made / "images", 32)[i] for i in range(13))]
+    for index, crop in enumerate(crops):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "val_imagenet" / f"{index:06d}.png")), crop)
+    order = np.random.default_rng(0).permutation(13)
+    np.testing.assert_array_equal(read_npz(packed), np.stack([crops[i] for i in order]))
+
+    reference_job.run(
+        ReferenceConfig(data_path=str(made / "images"), sample_dir=str(tmp_path), image_size=32, num_images=5)
+    )
+    assert len(list((tmp_path / "val_imagenet").iterdir())) == 5 and len(read_npz(packed)) == 5
+
+
+# ------------------------------------------------------------------------------------------------ reconstruction
+
+
+def test_reconstruction_measures_what_the_npz_holds(made, tmp_path):
+    results = reconstruct(
+        made, tmp_path, "--num-tokens", "[4,16]", "--frechet", FD, "--perceptual", "perceptual_efficientnet_lite0"
+    )
+    dataset, tokenizer = ImageFolder(made / "images", 32), tokenizers.load(made / "vq")
+    originals = from_pixels(torch.stack([torch.tensor(dataset[i]["pixels"]) for i in range(13)]))
+    codes = tokenizer.encode(originals)
+    for k in (4, 16):
+        packed = read_npz(tmp_path / f"tokens_{k:04d}.npz")
+        np.testing.assert_array_equal(packed, to_pixels(tokenizer.decode(codes[:, :k])))
+        mean = psnr(from_pixels(torch.from_numpy(packed)), originals, data_range=2.0).mean().item()
+        assert results["tokens"][str(k)]["psnr"] == pytest.approx(mean, rel=1e-6)
+        assert results["tokens"][str(k)]["ssim"] < results["tokens"][str(k)]["ssim_data_range_2"]
+        assert results["tokens"][str(k)][FD] > 0 and results["tokens"][str(k)]["perceptual_efficientnet_lite0"] > 0
+    used = results["codes"]
+    assert used["codebook_usage"] == pytest.approx(len(codes.unique()) / 64)
+    assert used["usage_per_position"][3] == pytest.approx(len(codes[:, 3].unique()) / 64)
+    assert len(list((tmp_path / "previews").glob("*_gt.png"))) == 13 and (tmp_path / "previews" / "grid.png").is_file()
+    assert any("50000" in flag for flag in results["flags"])
+
+
+def test_a_result_is_reused_only_for_the_same_question(made, tmp_path):
+    first = reconstruct(made, tmp_path / "out", "--num-images", 4)
+    stamp = (tmp_path / "out" / "results.json").stat().st_mtime_ns
+    assert reconstruct(made, tmp_path / "out", "--num-images", 4) == first
+    assert (tmp_path / "out" / "results.json").stat().st_mtime_ns == stamp
+
+    save_tokenizer(tmp_path / "other" / "vq", seed=1)  # another checkpoint of the same shape, same output folder
+    other = reconstruct(made, tmp_path / "out", "--num-images", 4, "--vq-ckpt", tmp_path / "other" / "vq")
+    assert other["tokens"] != first["tokens"]
+    assert reconstruct(made, tmp_path / "out", "--num-images", 5)["codes"]["images"] == 5
+
+
+def test_qualitative_writes_pairs_and_no_npz(made, tmp_path):
+    reconstruct(made, tmp_path, "--qualitative", "--quant-way=vq")
+    assert len(list((tmp_path / "previews").glob("*_tokens0016.png"))) == 13
+    assert not list(tmp_path.glob("*.npz*"))
+
+
+def test_clear_cache_removes_only_what_the_job_made(made, tmp_path):
+    (tmp_path / "mine.npz").write_text("keep")
+    reconstruct(made, tmp_path, "--num-images", 4, "--clear-cache")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.npz", "previews", "results.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-tokens", "[0]"], "1 to 16"),
+        (["--num-tokens", "[99]"], "1 to 16"),
+        (["--image-size", "256"], "image-size"),
+        (["--frechet", "fid"], FD),
+        (["--gt-npz-path", "nothing.npz"], r"nothing\.npz.*val\.sh"),
+        (["--quant-way", "fsq"], "quant-way"),
+        (["--data-path", "nowhere"], "nowhere"),
+        (["--vq-ckpt", "nowhere"], "no checkpoint"),
+        (["--lpips", "perceptual.vgg_path=nothing.pth"], r"nothing\.pth.*curl"),
+    ],
+)
+def test_reconstruction_errors_name_what_mends_them(made, tmp_path, words, message):
+    earlier = tmp_path / "results.json"
+    earlier.write_text("{}")
+    with pytest.raises(UserError, match=message):
+        reconstruct(made, tmp_path, *words)
+    assert earlier.read_text() == "{}"
+
+
+def test_two_ranks_reconstruct_as_one(made, tmp_path):
+    words = ["--vq-ckpt", made / "vq", "--data-path", made / "images", "--num-tokens", "[4,16]", "--frechet", FD]
+    words += ["--per-proc-batch-size", 3, "--device", "cpu"]
+    torchrun(2, "evaluations.reconstruction", *words, "--sample-dir", tmp_path / "two")
+    reconstruct(made, tmp_path / "one", "--num-tokens", "[4,16]", "--frechet", FD, "--per-proc-batch-size", 3)
+    two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
+    np.testing.assert_array_equal(*(read_npz(tmp_path / name / "tokens_0016.npz") for name in ("two", "one")))
+    assert two["codes"] == one["codes"]
+    for k in ("4", "16"):
+        assert two["tokens"][k] == pytest.approx(one["tokens"][k], rel=1e-5)
+    assert not list(tmp_path.rglob("*.part-*"))
+
+
+# ------------------------------------------------------------------------------------------------ generation
+
+
+def test_generation_measures_and_logs_a_point_once(made, tmp_path):
+    results = generate(made, tmp_path, "--cfg-scale", 1.5, "--held-out-path", made / "images")
+    metrics = results["metrics"]
+    assert {FD, "fd_mean_colour", "class_accuracy", "probe_accuracy", "fd_held_out"} <= set(metrics)
+    assert metrics["probe_accuracy"] == 1 and metrics["fd_held_out"] == pytest.approx(0, abs=1e-6)
+    assert len(read_npz(results["samples"])) == 6
+    again = generate(made, tmp_path, "--cfg-scale", 1.5, "--held-out-path", made / "images")
+    assert again == results
+    assert len((tmp_path / "search.csv").read_text().splitlines()) == 2
+    generate(made, tmp_path, "--cfg-scale", 1.25, "--held-out-path", made / "images")
+    assert len((tmp_path / "search.csv").read_text().splitlines()) == 3
+
+
+def test_the_mean_colour_distance_is_that_of_flat_images(made, tmp_path):
+    from evaluations.distribution import Reference
+
+    reference = Reference(str(made / "images"), FD, 32)
+    labels = np.array([0, 1, 2, 1])
+    dataset = ImageFolder(made / "images", 32)
+    pixels = torch.stack([torch.tensor(dataset[i]["pixels"]) for i in range(13)])
+    colours = torch.stack([
+        from_pixels(pixels)[torch.tensor(dataset.labels) == label].mean(dim=(0, 2, 3)) for label in range(3)
+    ])
+    flat = colours[:, :, None, None].expand(-1, -1, 64, 64)[labels]
+    with torch.no_grad():
+        features = reference.extractor(flat)[0].numpy()
+    expected = frechet_distance(reference.gaussian, fit(features))
+    assert reference._mean_colour_distance(labels) == pytest.approx(expected, rel=1e-4)
+
+
+def test_search_evaluates_each_point_once_and_resumes(made, tmp_path, monkeypatch):
+    """With a convex objective in place of the measurement, the climb ends at its optimum, coarse then full."""
+    asked: list[tuple[float, int]] = []
+
+    def measure(self, path, question, samples, labels):
+        asked.append((question["guidance"]["scale"], question["num_images"]))
+        return generation_job.record.write(
+            path, question, {"samples": "x", "metrics": {FD: (question["guidance"]["scale"] - 2.1) ** 2}}
+        )
+
+    monkeypatch.setattr(generation_job.Evaluation, "_measure", measure)
+    monkeypatch.setattr(generation_job.Evaluation, "_samples", lambda *_: (tmp_path / "x.npz", None))
+    words = ["--search", "--cfg-schedule", "step", "--search-num-images", 3]
+    results = generate(made, tmp_path, *words, "--cfg-scale", 1.5)
+    assert asked == [(1.5, 3), (1.75, 3), (2.0, 3), (2.25, 3), (2.0, 6)]
+    assert results["question"]["guidance"]["scale"] == 2.0
+    assert generate(made, tmp_path, *words, "--cfg-scale", 1.5) == results and len(asked) == 5
+    (tmp_path / "search.csv").unlink()  # the figures are kept beside each point; the CSV is only their list
+    assert generate(made, tmp_path, *words, "--cfg-scale", 1.5) == results and len(asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--frechet", "null", "--reference-path", "null"], "nothing to measure against"),
+        (["--reference-path", "null"], "belong together"),
+        (["--search", "--cfg-schedule", "linear"], "constant, step, rectangular"),
+        (["--search", "--search-num-images", "99"], "exceeds"),
+        (["--samples", "x.npz"], "leave --search and --gpt-ckpt out"),
+        (["--gpt-ckpt", "null"], "are needed to sample"),
+        (["--frechet", "fid"], FD),
+    ],
+)
+def test_generation_errors_name_what_mends_them(made, tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        generate(made, tmp_path, *words)
+
+
+def test_existing_samples_are_measured_with_their_labels(made, tmp_path):
+    first = generate(made, tmp_path / "a")
+    labels = Path(first["samples"]).with_suffix("") / "labels.npy"
+    words = ["--samples", first["samples"], "--samples-labels", labels, "--frechet", FD, "--reference-path",
+             made / "images", "--sample-dir", tmp_path / "b", "--device", "cpu"]
+    second = generation_job.run(config.parse(GenerationConfig, [str(w) for w in words], aliases=SAMPLE_FLAGS))
+    assert second["metrics"] == pytest.approx(first["metrics"])
