@@ -29,7 +29,15 @@ def commands(document):
     return [line for line in found if line]
 
 
+def header_commands(config):
+    """The command lines of a shipped config's header."""
+    comments = [line[1:].strip() for line in (ROOT / config).read_text().splitlines() if line.startswith("#")]
+    return [line for line in comments if line.startswith(("bash scripts/", "python -m "))]
+
+
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
 COMMANDS = [(document, line) for document in DOCUMENTS for line in commands(document)]
+COMMANDS += [(path, line) for path in CONFIGS for line in header_commands(path)]
 JOBS = [(document, line) for document, line in COMMANDS if not line.startswith(WITHOUT_A_DRY_RUN)]
 
 
@@ -49,7 +57,7 @@ def test_the_documents_show_commands():
     assert len(JOBS) > 10
 
 
-@pytest.mark.parametrize(("document", "line"), JOBS)
+@pytest.mark.parametrize(("document", "line"), JOBS, ids=lambda word: word.partition("--")[0].strip())
 def test_a_documented_command_is_understood(document, line, monkeypatch, capsys):
     """Its flags, keys and config files: everything up to the point where the work would begin."""
     module, arguments = job_of(line)
@@ -59,6 +67,11 @@ def test_a_documented_command_is_understood(document, line, monkeypatch, capsys)
         importlib.import_module(module).main()
     assert stopped.value.code == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_shipped_config_says_how_it_is_run(config):
+    assert header_commands(config)
 
 
 @pytest.mark.parametrize(("document", "line"), sorted(set(COMMANDS) - set(JOBS)))
