@@ -2,7 +2,7 @@
 
     python -m evaluations.report --results results/quickstart
 
-reads, below --results: tokenizer/metrics.jsonl, generator/metrics.jsonl, reconstruction/results.json with its previews,
+reads, below --results: tokenizer/metrics.jsonl, gpt/metrics.jsonl, reconstruction/results.json with its previews,
 generation/results.json with its samples, baselines.json, and stages.json: {"seconds": {stage: s}, "peak_rss_gb": x}.
 """
 

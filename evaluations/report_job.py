@@ -46,7 +46,7 @@ class Stages:
         self.baselines = _json(root / "baselines.json")
         self.stages = _json(root / "stages.json")
         self.tokenizer_log = _lines(root / "tokenizer" / "metrics.jsonl")
-        self.generator_log = _lines(root / "generator" / "metrics.jsonl")
+        self.generator_log = _lines(root / "gpt" / "metrics.jsonl")
 
     @property
     def lengths(self) -> list[int]:

@@ -212,7 +212,7 @@ def _glossary(metrics: dict[str, Any], stages: Stages) -> str:
         ("psnr", "Peak signal-to-noise ratio in dB of the 8-bit images, the mean over images. Higher is better."),
         ("ssim", "Structural similarity, 7×7 windows, data range 1 for images in [0, 1]. At most 1, higher is better."),
         ("perceptual", f"{perceptual}: a distance between features of a network, lower is better. Only with the name "
-         "lpips_vgg is it the published LPIPS."),
+         "lpips_vgg is it the published LPIPS. A tokenizer trained with this very network in its loss has an edge."),
         ("fd", f"{distance}: Fréchet distance between Gaussians fitted to the features of two sets of images, as FID, "
          "but with another network: <b>it is not FID and does not compare with published FIDs</b>. Reconstructions: "
          "against the originals; samples: against training images. It falls as the number of images grows."),
