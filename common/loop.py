@@ -29,7 +29,10 @@ class Trainee(Protocol):
     """What the loop drives."""
 
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Forward, backward, update for 0-based `step`; scalars to log (device tensors, not synchronised)."""
+        """Forward, backward, update for 0-based `step`; scalars to log (device tensors, not synchronised).
+
+        A key may be missing from some steps; it is averaged over those that have it.
+        """
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """State dicts by file name, e.g. {"model": ..., "ema": ...}."""
@@ -115,16 +118,18 @@ def run(
 
     bar = tqdm(total=last, initial=start, desc=out.name, unit="step", disable=not world.is_main, dynamic_ncols=True, mininterval=1.0)
     totals: dict[str, Tensor] = {}
+    seen: dict[str, int] = {}
     counted, since, saved = 0, time.perf_counter(), found
     try:
         for step, batch in zip(range(start, last), loader(start, last), strict=True):
             batch = {key: value.to(world.device, non_blocking=True) for key, value in batch.items()}
             for key, value in trainee.step(batch, step).items():
                 totals[key] = totals.get(key, 0) + value.detach()
+                seen[key] = seen.get(key, 0) + 1
             counted, done = counted + 1, step + 1
             bar.update()
             if done % log.every == 0 or done == last:
-                averages = {key: value / counted for key, value in dist.mean(totals).items()}
+                averages = {key: value / seen[key] for key, value in dist.mean(totals).items()}
                 if not all(math.isfinite(value) for value in averages.values()):
                     bad = [key for key, value in averages.items() if not math.isfinite(value)]
                     raise UserError(
@@ -135,7 +140,7 @@ def run(
                 averages |= {"time/step_s": seconds, "memory/peak_gb": peak_memory_gb()}
                 logger.metrics(done, averages)
                 bar.set_postfix(loss=f"{averages.get('train/loss', math.nan):.4f}", refresh=False)
-                totals, counted, since = {}, 0, time.perf_counter()
+                totals, seen, counted, since = {}, {}, 0, time.perf_counter()
             if config.validate_every and (done % config.validate_every == 0 or done == last):
                 logger.metrics(done, trainee.validate())
                 since = time.perf_counter()

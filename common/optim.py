@@ -41,7 +41,10 @@ def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     plain = [p for p in trainable if not (p.dim() >= 2 or config.decay_vectors)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=(config.beta1, config.beta2), fused=True
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        fused=trainable[0].device.type in ("cpu", "cuda"),
     )
 
 

@@ -127,7 +127,7 @@ class TokenizerTrainee:
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.tokenizer)
-        logged = {f"train/loss_{name}": value for name, value in losses.items() if "@" not in name}
+        logged = {f"train/{name}" if "@" in name else f"train/loss_{name}": value for name, value in losses.items()}
         logged |= {"train/loss": total, "train/grad_norm": norm, "train/codebook_usage": self.tokenizer.quantizer.usage()}
         if self.adversary and self.adversary.active(step):
             recons = [view.images.float() for view in done.views]

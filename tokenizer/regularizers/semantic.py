@@ -61,13 +61,15 @@ class Semantic(Regularizer):
         student = done.extra["semantic"].float()
         if student.shape != target.shape:
             raise UserError(
-                f"decoder.semantic_head gives {tuple(student.shape[1:])} features, teacher {self.config.teacher['name']!r} "
-                f"{tuple(target.shape[1:])}; set decoder.semantic_head.width={target.shape[-1]}"
+                f"decoder.semantic_head gives {tuple(student.shape[1:])} features, the teacher "
+                f"{self.config.teacher['name']!r} {tuple(target.shape[1:])}; "
+                f"set decoder.semantic_head.width={target.shape[-1]}"
             )
         cosine = F.cosine_similarity(student, target, dim=-1).mean(dim=1)
         kept = plan.layout.num_tokens if plan.num_tokens is None else plan.num_tokens
         kept = torch.as_tensor(kept, device=cosine.device).expand(len(cosine))
         losses = {"semantic": -(self.strength(kept, plan.layout.extended) * cosine).mean()}
-        quarter = int((4 * kept.float().mean() / (plan.layout.extended + 1)).item()) if not kept.is_cuda else 0
-        losses[f"cosine@k_quarter{quarter + 1}"] = cosine.detach().mean()
+        if isinstance(plan.num_tokens, int):
+            quarter = min(3, 4 * plan.num_tokens // plan.layout.extended)
+            losses[f"cosine@k_quarter{quarter + 1}"] = cosine.detach().mean()
         return losses

@@ -1,0 +1,130 @@
+"""The config system: one schema, three spellings, one clear sentence for every mistake."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from common import config
+from common.config import MISSING, opt, part, parts
+from common.errors import UserError
+
+
+class Small:
+    @dataclass
+    class Config:
+        width: int = opt(3, "width")
+        rate: float = opt(1e-4, "rate")
+
+    def __init__(self, settings: Config):
+        self.settings = settings
+
+
+class Deep:
+    @dataclass
+    class Config:
+        depth: int = opt(2, "depth")
+
+
+TABLE = {"small": Small, "deep": Deep}
+HERE = f"{__name__}:TABLE"
+
+
+@dataclass
+class Optim:
+    lr: float = opt(1e-4, "learning rate")
+    betas: list[float] = opt([0.9, 0.95], "betas")
+
+
+@dataclass
+class Schema:
+    root: str = opt(MISSING, "images")
+    fast: bool = opt(False, "a switch")
+    steps: int | None = opt(None, "steps")
+    optim: Optim = field(default_factory=Optim)
+    maybe: Optim | None = opt(None, "an optional group")
+    encoder: dict = part(HERE, "encoder", {"name": "small", "width": 5})
+    extras: dict = parts(HERE, "extras")
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or __import__("types").ModuleType(__name__))
+    sys.modules[__name__].TABLE = TABLE
+
+
+def parse(*words: str, **kwargs: object) -> Schema:
+    return config.parse(Schema, list(words), **kwargs)
+
+
+def test_defaults_yaml_and_command_line_in_this_order(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("root: base\noptim: {lr: 1e-3, betas: [0.5, 0.6]}\n")
+    (tmp_path / "top.yaml").write_text("base: base.yaml\noptim: {lr: 2e-3}\nencoder: {width: 9}\n")
+    got = parse("--config", str(tmp_path / "top.yaml"), "encoder.rate=1e-2", "--steps", "7", "steps=8", "--fast")
+    assert (got.root, got.optim.lr, got.optim.betas, got.steps, got.fast) == ("base", 2e-3, [0.5, 0.6], 8, True)
+    assert got.encoder == {"name": "small", "width": 9, "rate": 1e-2}
+    assert got.maybe is None and parse("root=x", "maybe.lr=1").maybe.lr == 1.0
+
+
+def test_what_is_dumped_reads_back(tmp_path: Path) -> None:
+    got = parse("root=x", "extras.deep.depth=5", "maybe.lr=3")
+    (tmp_path / "dumped.yaml").write_text(config.dump(got))
+    assert parse("--config", str(tmp_path / "dumped.yaml")) == got
+
+
+def test_another_name_drops_the_old_part_and_null_removes_an_extra(tmp_path: Path) -> None:
+    assert parse("root=x", "encoder.name=deep").encoder == {"name": "deep", "depth": 2}
+    (tmp_path / "a.yaml").write_text("root: x\nextras: {small: {width: 1}, deep: {}}\n")
+    got = parse("--config", str(tmp_path / "a.yaml"), "extras.small=null")
+    assert list(got.extras) == ["deep"]
+
+
+def test_build_gives_the_part_its_config() -> None:
+    assert config.build(HERE, parse("root=x").encoder).settings.width == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rot", "x"], "unknown flag '--rot' (did you mean 'root'?)"),
+        (["root=x", "optim.lrr=1"], "unknown key 'optim.lrr' (did you mean 'lr'?)"),
+        (["root=x", "optim.lr=fast"], "'optim.lr'"),
+        (["root=x", "encoder.widht=1"], "unknown key 'encoder.widht' (did you mean 'width'?)"),
+        (["root=x", "encoder.name=smal"], "(did you mean 'small'?)"),
+        (["root=x", "extras.depp={}"], "(did you mean 'deep'?)"),
+        (["root=x", "optim=3"], "expected a mapping"),
+        ([], "'root' is not set (images)"),
+        (["root"], "expected --flag VALUE or key=value"),
+        (["--config", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(words: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(*words)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_base_that_goes_round_in_circles_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match="its own base"):
+        parse("--config", str(tmp_path / "a.yaml"))
+
+
+def test_aliases_switches_and_negations() -> None:
+    flags = {"data-path": "root", "slow": lambda value: ["fast=false"]}
+    flags["slow"].switch = True
+    assert parse("--data-path=x", "--fast", aliases=flags).fast
+    assert not parse("--data-path", "x", "--fast", "--slow", aliases=flags).fast
+    assert not parse("--data-path", "x", "--no-fast", aliases=flags).fast
+
+
+def test_a_job_turns_a_mistake_into_exit_code_two(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        config.main(lambda: parse("--rot", "x"))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unknown flag")

@@ -1,0 +1,67 @@
+"""Pixels, crops and the one .npz writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import UserError
+from common.images import NpzWriter, center_crop, from_pixels, random_crop, read_image, read_npz, to_pixels, write_png
+
+
+def test_eight_bit_images_survive_the_round_trip() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3)
+    assert np.array_equal(to_pixels(from_pixels(pixels)), pixels.numpy())
+    assert to_pixels(torch.tensor([-9.0, 9.0, 0.0]).reshape(1, 3, 1, 1)).tolist() == [[[[0, 255, 128]]]]
+
+
+@pytest.mark.parametrize("size", [(300, 200), (64, 64), (65, 900)])
+def test_crops_have_the_size_asked_for(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    assert center_crop(image, 64).size == (64, 64)
+    assert all(random_crop(image, 64, np.random.default_rng(seed)).size == (64, 64) for seed in range(5))
+
+
+def test_a_centre_crop_of_the_right_size_changes_nothing() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(center_crop(Image.fromarray(pixels), 64)), pixels)
+
+
+def test_npz_is_streamed_and_appears_only_when_complete(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    writer = NpzWriter(tmp_path / "x.npz", 5, (4, 6))
+    writer.write(pixels[:2])
+    assert not (tmp_path / "x.npz").exists()
+    writer.write(pixels[2:])
+    writer.close()
+    assert np.array_equal(read_npz(tmp_path / "x.npz"), pixels)
+    short = NpzWriter(tmp_path / "y.npz", 5, (4, 6))
+    short.write(pixels[:1])
+    with pytest.raises(ValueError, match="1 images written, 5 announced"):
+        short.close()
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.npz"]
+
+
+@pytest.mark.parametrize("content", ["missing", "text", "wrong key", "floats"])
+def test_a_wrong_npz_ends_in_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "x.npz"
+    if content == "text":
+        path.write_text("no zip")
+    elif content == "wrong key":
+        np.savez(path, images=np.zeros((1, 2, 2, 3), np.uint8))
+    elif content == "floats":
+        np.savez(path, np.zeros((1, 2, 2, 3)))
+    with pytest.raises(UserError, match=r"x\.npz"):
+        read_npz(path)
+
+
+def test_png_is_exact_and_greys_become_rgb(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    write_png(tmp_path / "a.png", pixels)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), pixels)
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.png")
+    assert np.asarray(read_image(tmp_path / "grey.png")).shape == (8, 8, 3)
