@@ -70,6 +70,8 @@ class Stages:
     def samples(self, per_class: int) -> dict[str, list[np.ndarray]]:
         """The first samples of each class, uint8 (H,W,3)."""
         packed = Path(self.generation["samples"])
+        if not packed.is_file():
+            raise UserError(f"the report shows the samples {str(packed)!r}, which are gone; leave --clear-cache out")
         labels = np.load(packed.with_suffix("") / "labels.npy", allow_pickle=False)
         shown: dict[str, list[np.ndarray]] = {name: [] for name in self.classes}
         index = 0
