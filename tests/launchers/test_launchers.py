@@ -128,6 +128,7 @@ def clone(tmp_path):
     (tmp_path / ".venv/bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (tmp_path / ".venv/bin/python").chmod(0o755)
     (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/__init__.py").touch()
     return tmp_path
 
 
