@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import UserError
 
-__all__ = ["NAMES", "evaluate", "parse"]
+__all__ = ["NAMES", "evaluate", "five_lines", "parse"]
 
 SCRIPT = Path(__file__).parent / "c2i" / "evaluator.py"
 
@@ -56,6 +57,11 @@ def evaluate(reference: str | Path, samples: str | Path, python: str | Path) -> 
     if as_json.is_file():
         return {key: value for key, value in json.loads(as_json.read_text()).items() if isinstance(value, int | float)}
     return parse(text.read_text())
+
+
+def five_lines(figures: Mapping[str, float]) -> str:
+    """The text that every paper's script parses."""
+    return "".join(f"{label}: {figures[key]}\n" for label, key in NAMES.items())
 
 
 def parse(text: str) -> dict[str, float]:

@@ -24,6 +24,9 @@ __all__ = ["Reference", "folder_features"]
 
 BATCH = 32
 
+FEWEST = 4
+"""Precision and recall look at the third neighbour of every image."""
+
 
 class Reference:
     """The images a generator should imitate: their features, a classifier of their classes, their mean colours.
@@ -66,6 +69,8 @@ class Reference:
         Raises: UserError when labels and images differ in number or the labels are not classes of the reference.
         """
         count = npz.header(samples).count
+        if count < FEWEST:
+            raise UserError(f"{str(samples)!r} holds {count} images; expected at least {FEWEST} (--num-images)")
         bar = tqdm(total=count, desc=f"features of {Path(samples).name}", unit="image", dynamic_ncols=True)
         found = extract(self.extractor, _images(npz.stream(samples, BATCH), bar))
         bar.close()

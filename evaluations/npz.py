@@ -13,54 +13,84 @@ import numpy as np
 
 from common.errors import UserError
 
-__all__ = ["Header", "header", "stream"]
+__all__ = ["Header", "header", "statistics", "stream"]
+
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What `arr_0` holds: `count` images of uint8 (H,W,3)."""
+    """What `arr_0` holds: `count` images of (H,W,3)."""
 
     count: int
     size: tuple[int, int]
 
 
-def header(path: str | Path) -> Header:
+def header(path: str | Path, any_type: bool = False) -> Header:
     """Look at `arr_0` without reading its images.
 
-    Raises: UserError when the file is missing, damaged, or holds anything but uint8 (N,H,W,3) in C order.
+    Args:
+        any_type: also accept numbers other than uint8 and Fortran order, as other people's files hold them.
+
+    Raises: UserError when the file is missing or damaged or holds anything but images (N,H,W,3).
     """
-    with _open(path) as (_, found):
+    with _open(path, any_type) as (_, found, _, _):
         return found
 
 
-def stream(path: str | Path, batch_size: int) -> Iterator[np.ndarray]:
-    """The images of `arr_0` in order, as uint8 (n,H,W,3) with n <= batch_size.
+def stream(path: str | Path, batch_size: int, any_type: bool = False) -> Iterator[np.ndarray]:
+    """The images of `arr_0` in order, (n,H,W,3) with n <= batch_size; uint8, or whatever `any_type` let in.
 
-    Raises: UserError as `header`, and when there are fewer images than announced.
+    Raises: UserError as `header`; when the file ends early; when values are not in 0..255, or seem to be in 0..1.
     """
-    with _open(path) as (member, found):
-        step = found.size[0] * found.size[1] * 3
-        left = found.count
+    with _open(path, any_type) as (member, found, dtype, fortran):
+        if fortran:  # its images do not lie one after the other
+            shape = (3, found.size[1], found.size[0], found.count)
+            whole = np.frombuffer(member.read(), dtype).reshape(shape).transpose(3, 2, 1, 0)
+            for start in range(0, found.count, batch_size):
+                yield _checked(np.ascontiguousarray(whole[start : start + batch_size]), path)
+            return
+        step, left = found.size[0] * found.size[1] * 3 * dtype.itemsize, found.count
         while left:
-            block = member.read(min(batch_size, left) * step)
-            if len(block) != min(batch_size, left) * step:
+            count = min(batch_size, left)
+            block = member.read(count * step)
+            if len(block) != count * step:
                 raise UserError(f"{str(path)!r} ends before its last image; write it again")
-            yield np.frombuffer(block, np.uint8).reshape(-1, *found.size, 3).copy()
-            left -= min(batch_size, left)
+            yield _checked(np.frombuffer(block, dtype).reshape(count, *found.size, 3).copy(), path)
+            left -= count
+
+
+def statistics(path: str | Path) -> tuple[np.ndarray, ...] | None:
+    """`mu`, `sigma`, `mu_s`, `sigma_s` of a reference file that carries all four; None otherwise."""
+    with np.load(path, allow_pickle=False) as archive:
+        return tuple(archive[key] for key in STATISTICS) if set(STATISTICS) <= set(archive.files) else None
+
+
+def _checked(block: np.ndarray, path: str | Path) -> np.ndarray:
+    if block.dtype == np.uint8:
+        return block
+    if not np.isfinite(block).all() or block.min() < 0 or block.max() > 255:
+        raise UserError(f"{str(path)!r} holds values outside 0..255; expected pixels")
+    if block.dtype.kind == "f" and 0 < block.max() <= 1:
+        raise UserError(f"{str(path)!r} holds values up to {block.max():g}; expected 0..255, these look like 0..1")
+    return block.astype(np.float32)
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[tuple[IO[bytes], Header]]:
+def _open(path: str | Path, any_type: bool) -> Iterator[tuple[IO[bytes], Header, np.dtype, bool]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{str(path)!r} does not exist; expected an .npz with 'arr_0' (N,H,W,3) uint8")
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
             version = np.lib.format.read_magic(member)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            # Versions 2 and 3 differ only in the encoding of field names, which these arrays do not have.
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(member)
-            if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or fortran or not shape[0]:
+            usual = dtype == np.uint8 and not fortran
+            allowed = usual or (any_type and dtype.kind in "uif")
+            if not allowed or len(shape) != 4 or shape[-1] != 3 or not shape[0]:
                 raise UserError(f"{str(path)!r} holds {dtype} {shape}; expected uint8 (N,H,W,3) in C order, N > 0")
-            yield member, Header(shape[0], shape[1:3])
+            yield member, Header(shape[0], shape[1:3]), dtype, fortran
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{str(path)!r} cannot be read as .npz with 'arr_0' ({error})") from error

@@ -55,6 +55,8 @@ def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:
     lengths = sorted(set(config.num_tokens)) or [tokenizer.num_tokens]
     dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
     count = min(len(dataset), config.num_images or len(dataset))
+    if config.frechet and count < 2:
+        raise UserError(f"--frechet compares distributions; got {count} image, expected at least 2 (--num-images)")
     question = _question(config, dataset.paths[:count], lengths)
     earlier = dist.gather_objects(record.read_current(out / "results.json", question))[0]
     if earlier is not None:

@@ -10,7 +10,7 @@ Source: Heusel et al., GANs trained by a two time-scale update rule (2017), eq. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,10 +23,11 @@ NOT_PSD = 1e-6
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean (D,) and covariance (D,D), float64."""
+    """Mean (D,) and covariance (D,D), float64; `known_factor` (D,R) spares the eigendecomposition where it is known."""
 
     mean: np.ndarray
     covariance: np.ndarray
+    known_factor: np.ndarray | None = None
 
     @cached_property
     def factor(self) -> np.ndarray:
@@ -34,6 +35,8 @@ class Gaussian:
 
         Raises: ValueError for non-finite values or a matrix that is not positive semidefinite.
         """
+        if self.known_factor is not None:
+            return self.known_factor
         covariance = np.atleast_2d(np.asarray(self.covariance, np.float64))
         if not (np.isfinite(covariance).all() and np.isfinite(self.mean).all()):
             raise ValueError("the feature statistics hold NaN or infinity; the features of some image are not finite")
@@ -92,8 +95,18 @@ class Moments:
 
 
 def fit(features: np.ndarray) -> Gaussian:
-    """The Gaussian of features (N,D): mean and unbiased covariance."""
-    return Moments().update(features).gaussian()
+    """The Gaussian of features (N,D): mean and unbiased covariance.
+
+    Raises: ValueError for fewer than 2 images or features that are not finite.
+    """
+    features = np.asarray(features, np.float64)
+    if not np.isfinite(features).all():
+        raise ValueError("some features are NaN or infinite")
+    gaussian = Moments().update(features).gaussian()
+    if len(features) > features.shape[1]:
+        return gaussian
+    # With few images the centred features themselves are a factor of the covariance, and a small one.
+    return replace(gaussian, known_factor=(features - gaussian.mean).T / np.sqrt(len(features) - 1))
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
