@@ -91,7 +91,7 @@ class QFormerDecoder(nn.Module):
         cover = None
         if config.query_init == "multi_level":
             cells = multi_level_cells(layout.num_tokens, grid, grid)
-            cover = torch.cat([cells, torch.zeros(layout.redundant, grid * grid)])
+            cover = torch.cat([cells, torch.zeros(layout.redundant, grid * grid, device="cpu")])
         self.register_buffer("cover", cover, persistent=False)
         init_weights(self)
 

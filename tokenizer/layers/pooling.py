@@ -13,10 +13,16 @@ def multi_level_cells(num_tokens: int, height: int, width: int) -> Tensor:
 
     Token 0 is the whole image; then level l = 0..log2(N)-1 splits it into 2^(l//2) rows by 2^((l+1)//2)
     columns, row-major, so the counts are 1, 1, 2, 4, ..., N/2. Source: GigaTok's multi-level query
-    initialisation; spec tokenizer 1.6.
+    initialisation; spec tokenizer 1.6. Always made on the CPU: no checkpoint holds it, and a model that is built
+    on the meta device must not lose it.
 
     Raises: UserError when N is no power of two or the grid does not divide.
     """
+    with torch.device("cpu"):
+        return _cells(num_tokens, height, width)
+
+
+def _cells(num_tokens: int, height: int, width: int) -> Tensor:
     levels = num_tokens.bit_length() - 1
     if num_tokens != 2**levels:
         raise UserError(f"layout.num_tokens={num_tokens} is no power of two; multi-level queries need one (256, 128, 64, ...)")

@@ -49,7 +49,8 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / config.codebook_size, 1.0 / config.codebook_size)
         if config.l2_norm:
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64), persistent=False)
+        # On the CPU even when the model is built on the meta device, since no checkpoint brings it.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
         # The last codes seen in training, newest last; -1 = not filled yet. Float because released files hold it so.
         self.register_buffer("codebook_used", torch.full((USAGE_WINDOW,), -1.0))
 
@@ -126,8 +127,10 @@ def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:
 def rotate(rows: Tensor, codes: Tensor) -> Tensor:
     """Map each row onto its code by a rotation and scaling through which gradients flow; rows, codes (n,e).
 
+    The direction of the row is what is rotated: its length gets no gradient.
     Source: rotation trick, eq. 4 (Fifty et al. 2024); the 1e-6 terms are GigaTok's.
     """
+    rows = F.normalize(rows, dim=1)
     norm_rows = rows.detach().norm(dim=1, keepdim=True) + 1e-6
     norm_codes = codes.norm(dim=1, keepdim=True)
     u, q = rows.detach() / norm_rows, codes / (norm_codes + 1e-6)

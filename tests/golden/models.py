@@ -1,0 +1,78 @@
+"""The references' constructor arguments, as configs of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autoregressive.models.gpt import GPT
+from common.config import resolve
+from tokenizer.config import TokenizerConfig
+
+NO_DROPOUT = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0, "class_dropout": 0.0}
+
+
+def gigatok(arguments: dict[str, Any], about: dict[str, Any], *, grid_model: bool, redundant: bool) -> TokenizerConfig:
+    """GigaTok's and ReTok's tokenizers. `about["reduced_dimensions"]` overrides the released sizes."""
+    reduced = about.get("reduced_dimensions", {})
+    shared = {"channels": reduced.get("conv_base_channels", 128), "attention": arguments["use_attn"]}
+    transformer = {
+        side: reduced.get(f"vit_{side}", {"size": arguments.get(f"{side}_size")}) for side in ("encoder", "decoder")
+    }
+    if grid_model and arguments.get("transformer_layer_type") != "TransformerLayer":
+        transformer = {side: {**mapping, "qformer": True} for side, mapping in transformer.items()}
+    name = "hybrid_2d" if grid_model else "hybrid_1d"
+    num_tokens = arguments["num_latent_tokens"]
+    return resolve(TokenizerConfig, {
+        "image_size": reduced.get("image_size", 256),
+        "z_channels": arguments["z_channels"],
+        "layout": {"num_tokens": num_tokens, "redundant": num_tokens - 32 if redundant else 0},
+        "encoder": {
+            "name": name, "cnn": {**shared, "multipliers": arguments["encoder_ch_mult"]},
+            "transformer": transformer["encoder"],
+        },
+        "decoder": {
+            "name": name,
+            "cnn": {
+                **shared, "multipliers": arguments["decoder_ch_mult"],
+                "adaptive_norm": arguments["adaptive_gn"], "depth_to_space": arguments["d2s_up"],
+            },
+            "transformer": transformer["decoder"],
+            "semantic_head": {"depth": arguments["distill_depth"], "width": arguments["out_inner_dim"]},
+        },
+        "quantizer": {
+            "name": "vq", "codebook_size": arguments["codebook_size"], "codebook_dim": arguments["codebook_embed_dim"],
+            "l2_norm": arguments["codebook_l2_norm"], "commit_weight": arguments["commit_loss_beta"],
+            "entropy_weight": arguments["entropy_loss_ratio"], "rotation": arguments["rot"],
+        },
+    }, where="model")  # fmt: skip
+
+
+def llamagen(arguments: dict[str, Any], about: dict[str, Any]) -> TokenizerConfig:
+    """LlamaGen's convolutional tokenizers."""
+    reduced = about.get("reduced_dimensions", {})
+    shared = {"name": "cnn", "channels": reduced.get("conv_base_channels", 128), "attention": True}
+    return resolve(TokenizerConfig, {
+        "image_size": reduced.get("image_size", 256),
+        "z_channels": arguments["z_channels"],
+        "encoder": {**shared, "multipliers": arguments["encoder_ch_mult"]},
+        "decoder": {
+            **shared, "multipliers": arguments["decoder_ch_mult"], "adaptive_norm": False, "depth_to_space": False,
+        },
+        "quantizer": {
+            "name": "vq", "codebook_size": arguments["codebook_size"], "codebook_dim": arguments["codebook_embed_dim"],
+            "l2_norm": arguments["codebook_l2_norm"], "commit_weight": arguments["commit_loss_beta"],
+            "entropy_weight": arguments["entropy_loss_ratio"], "rotation": False,
+        },
+    }, where="model")  # fmt: skip
+
+
+def gpt(arguments: dict[str, Any], positions: str) -> GPT.Config:
+    """The GPT of GigaTok and ReTok (`positions` "learned") or LlamaGen ("rope2d"), by its explicit dimensions."""
+    return GPT.Config(
+        width=arguments["dim"], layers=arguments["n_layer"], heads=arguments["n_head"],
+        multiple_of=arguments["multiple_of"], codebook_size=arguments["vocab_size"],
+        num_tokens=arguments["block_size"], num_classes=arguments["num_classes"], positions=positions,
+        qk_norm=arguments.get("use_qk_norm", False),
+        adaln="full" if arguments.get("use_adaLN") else "simple" if arguments.get("use_simple_adaLN") else "none",
+        **NO_DROPOUT,
+    )
