@@ -9,6 +9,7 @@ import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 
@@ -22,11 +23,15 @@ NAMES = {
 """Labels of the five lines -> our keys."""
 
 
-def evaluate(reference: str | Path, samples: str | Path, python: str | Path) -> dict[str, float]:
-    """Inception score, FID, sFID, precision and recall of `samples` against `reference` (both `.npz`).
+def evaluate(
+    reference: str | Path, samples: str | Path, python: str | Path, graph: str | Path | None = None
+) -> dict[str, Any]:
+    """Inception score, FID, sFID, precision and recall of `samples` against `reference` (both `.npz`), and whatever
+    else the evaluator's JSON tells of how they were made.
 
     Args:
         python: the interpreter of the evaluation environment (EVAL_PYTHON_PATH).
+        graph: the Inception graph; None = where the evaluator looks by itself.
 
     Raises: UserError when a file or the interpreter is missing, or the evaluator fails.
     """
@@ -34,13 +39,12 @@ def evaluate(reference: str | Path, samples: str | Path, python: str | Path) -> 
     for path, flag in ((reference, "--gt-npz-path"), (samples, "--sample-dir")):
         if not path.is_file():
             raise UserError(f"the evaluator needs {str(path)!r}, which does not exist; check {flag}")
-    if not SCRIPT.is_file():
-        raise UserError(f"the evaluator script {str(SCRIPT)!r} is not part of this checkout; use --frechet instead")
     text = samples.with_suffix(".txt")
     # What an earlier run left must not be read as this run's answer.
     for stale in (text, samples.with_suffix(".json")):
         stale.unlink(missing_ok=True)
     command = [str(python), str(SCRIPT), str(reference), str(samples)]
+    command += ["--inception-path", str(graph)] if graph else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -55,7 +59,7 @@ def evaluate(reference: str | Path, samples: str | Path, python: str | Path) -> 
         raise UserError(f"the evaluator ended well but wrote no {str(text)!r}; is {str(SCRIPT)!r} ours?")
     as_json = samples.with_suffix(".json")
     if as_json.is_file():
-        return {key: value for key, value in json.loads(as_json.read_text()).items() if isinstance(value, int | float)}
+        return json.loads(as_json.read_text())
     return parse(text.read_text())
 
 

@@ -18,7 +18,7 @@ from common import dist
 from common.data import ImageFolder
 from common.dist import World
 from common.errors import UserError
-from evaluations import adm, npz, record
+from evaluations import engine, npz, record
 from evaluations.distribution import Reference
 from evaluations.generation import GenerationConfig
 from evaluations.search import SEARCHABLE, climb, start_scale, windows
@@ -82,6 +82,7 @@ class Evaluation:
         self.objective = config.frechet or "fid"
         self._sampler: ImageSampler | None = None
         self._reference: Reference | None = None
+        self._scores: engine.Scores | None = None
         self._sources = self._hashes()
 
     def _hashes(self) -> dict[str, Any]:
@@ -96,8 +97,12 @@ class Evaluation:
         for folder in filter(None, (c.reference_path, c.held_out_path)):
             found[folder] = record.files_key(ImageFolder(folder, 1).paths)
         if c.gt_npz_path:
-            npz.header(c.gt_npz_path)
+            npz.header(c.gt_npz_path, any_type=True)
             found["reference"] = record.files_key([c.gt_npz_path])
+            found["engine"] = engine.choose(c.engine, c.eval_python_path)
+            self._scores = engine.Scores(
+                c.gt_npz_path, found["engine"], c.eval_python_path, c.inception_path, self.world.device
+            )
         return found
 
     def question(self, guidance: Guidance, count: int) -> dict[str, Any]:
@@ -139,6 +144,7 @@ class Evaluation:
         self, path: Path, question: dict[str, Any], samples: Path, labels: np.ndarray | None
     ) -> dict[str, Any]:
         metrics: dict[str, float] = {}
+        about: dict[str, Any] = {}
         found = npz.header(samples)
         if self.config.frechet:
             if self._reference is None:
@@ -147,12 +153,14 @@ class Evaluation:
                     self.config.held_out_path, self.world.device,
                 )
             metrics |= self._reference.score(samples, labels)
-        if self.config.gt_npz_path:
-            metrics |= adm.evaluate(self.config.gt_npz_path, samples, self.config.eval_python_path)
+        if self._scores is not None:
+            figures, about = self._scores(samples)
+            metrics |= figures
         flags = record.few_images(found.count)
         if labels is None:
             flags.append("no labels were given: class accuracy is not measured")
-        return record.write(path, question, {"samples": str(samples), "metrics": metrics}, flags)
+        results = {"samples": str(samples), "metrics": metrics, "evaluator": about}
+        return record.write(path, question, results, flags)
 
     def _name(self, guidance: Guidance) -> str:
         """A folder name that differs whenever the images do (their number apart)."""

@@ -19,7 +19,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels, write_png
 from common.loop import autocast
-from evaluations import adm, record
+from evaluations import engine, record
 from evaluations.grids import grid
 from evaluations.metrics import FEATURES
 from evaluations.metrics.frechet import Moments, frechet_distance
@@ -89,6 +89,7 @@ def _question(config: ReconstructionConfig, paths: list[str], lengths: list[int]
         "job": "reconstruction", "version": VERSION, **asked, "num_tokens": lengths, "images": len(paths),
         "files": record.files_key(paths), "tokenizer": record.checkpoint(config.vq_ckpt),
         "reference": record.files_key([config.gt_npz_path]) if config.gt_npz_path else None,
+        "engine": engine.choose(config.engine, config.eval_python_path) if config.gt_npz_path else None,
         "ssim_data_range": "1.0 for images in [0,1]; ssim_data_range_2 repeats the papers' scripts",
     }
 
@@ -99,6 +100,8 @@ def _check(config: ReconstructionConfig, tokenizer: Tokenizer) -> None:
         raise UserError(f"--num-tokens holds {wrong[0]}; this tokenizer decodes 1 to {tokenizer.num_tokens} tokens")
     if config.frechet and config.frechet not in FEATURES:
         raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
+    if config.gt_npz_path and config.qualitative:
+        raise UserError("--qualitative measures no distribution; leave --gt-npz-path out")
     if config.gt_npz_path and not Path(config.gt_npz_path).is_file():
         raise UserError(f"--gt-npz-path {config.gt_npz_path!r} does not exist; scripts/val.sh makes a reference .npz")
 
@@ -182,6 +185,11 @@ class Measurement:
                 mine.merge(moments[k])
         tokens: dict[str, dict[str, float]] = {}
         original = self.moments[0].gaussian() if self.extractor else None
+        c, about = self.config, {}
+        scores = None
+        if c.gt_npz_path and self.parts:
+            chosen = engine.choose(c.engine, c.eval_python_path)
+            scores = engine.Scores(c.gt_npz_path, chosen, c.eval_python_path, c.inception_path, self.world.device)
         for k in self.lengths:
             parts = [values[k] for values, _, _ in gathered]
             names = next(list(part) for part in parts if part)
@@ -191,13 +199,16 @@ class Measurement:
             if self.parts:
                 size = self.tokenizer.image_size
                 join(self.npz(k), self.count, (size, size), self.world.size)
-                if self.config.gt_npz_path:
-                    scores = adm.evaluate(self.config.gt_npz_path, self.npz(k), self.config.eval_python_path)
-                    tokens[str(k)] |= {"rfid": scores["fid"], "rsfid": scores["sfid"]}
+                if scores is not None:
+                    figures, about = scores(self.npz(k))
+                    tokens[str(k)] |= {"rfid" if name == "fid" else name: value for name, value in figures.items()}
                 if self.config.clear_cache:
                     self.npz(k).unlink()
         write_png(self.out / "previews" / "grid.png", self._grid())
-        return {"num_tokens": self.tokenizer.num_tokens, "codes": self.usage.summary(), "tokens": tokens}
+        return {
+            "num_tokens": self.tokenizer.num_tokens, "codes": self.usage.summary(), "tokens": tokens,
+            "evaluator": about,
+        }
 
     def _grid(self) -> Any:
         import numpy as np

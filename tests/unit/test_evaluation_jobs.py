@@ -192,6 +192,22 @@ def test_two_ranks_reconstruct_as_one(made, tmp_path):
     assert not list(tmp_path.rglob("*.part-*"))
 
 
+GRAPH = ROOT.parent / "shared" / "golden" / "evaluator" / "classify_image_graph_def.pb"
+
+
+@pytest.mark.skipif(not GRAPH.is_file(), reason=f"no reference graph at {GRAPH}")
+def test_both_jobs_report_fid_against_a_reference_file(made, tmp_path):
+    words = ["--engine", "torch", "--inception-path", GRAPH, "--gt-npz-path"]
+    reference_job.run(ReferenceConfig(data_path=str(made / "images"), sample_dir=str(tmp_path), image_size=32))
+    words.append(tmp_path / "val_imagenet.npz")
+    rebuilt = reconstruct(made, tmp_path / "rec", *words)
+    assert rebuilt["tokens"]["16"]["rfid"] > 0 and rebuilt["evaluator"]["engine"] == "torch"
+    assert (tmp_path / "rec" / "tokens_0016.txt").is_file()
+    made_up = generate(made, tmp_path / "gen", *words, "--frechet", "null", "--reference-path", "null")
+    assert {"fid", "sfid", "precision", "recall", "precision_float64", "inception_score"} <= set(made_up["metrics"])
+    assert made_up["evaluator"]["reference_images"] == 13 and "class_accuracy" not in made_up["metrics"]
+
+
 # ------------------------------------------------------------------------------------------------ generation
 
 

@@ -158,7 +158,7 @@ def test_the_evaluator_is_called_with_both_files_and_its_text_is_read(pair, tmp_
 def test_json_beside_the_text_is_preferred(pair, tmp_path, monkeypatch):
     body = "sample.with_suffix('.json').write_text(json.dumps({'fid': 2.123456789, 'engine': 'x'}))"
     script(monkeypatch, tmp_path, f"sample.with_suffix('.txt').write_text({FIVE!r})\n{body}")
-    assert adm.evaluate(*pair, sys.executable) == {"fid": 2.123456789}
+    assert adm.evaluate(*pair, sys.executable) == {"fid": 2.123456789, "engine": "x"}
 
 
 def test_a_failed_evaluator_is_an_error_and_old_text_is_not_taken_for_new(pair, tmp_path, monkeypatch):

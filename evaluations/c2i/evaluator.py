@@ -1,0 +1,285 @@
+"""The ADM evaluator for current TensorFlow: python evaluator.py REFERENCE.npz SAMPLES.npz [--inception-path GRAPH.pb]
+
+Inception score, FID, sFID, precision and recall of SAMPLES (arr_0, uint8 N x H x W x 3) against REFERENCE (arr_0 and,
+where it has them, mu, sigma, mu_s, sigma_s). Prints them and writes SAMPLES.txt (five lines) and SAMPLES.json beside
+the samples. It stands alone: numpy, tqdm and TensorFlow are all it needs, none of this repository is imported.
+
+Precision and recall use half-precision distances where they are finite, as the published numbers do, which inflates
+them; the exact values are reported beside them as precision_float64 and recall_float64.
+Source: Dhariwal and Nichol, Diffusion models beat GANs (2021), evaluations; rewritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FILE = "classify_image_graph_def.pb"
+URL = f"https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/{FILE}"
+BATCH, BLOCK, SPLIT, NEIGHBOURS = 64, 4096, 5000, 3
+LINES = {
+    "Inception Score": "inception_score", "FID": "fid", "sFID": "sfid", "Precision": "precision", "Recall": "recall",
+}
+Distances = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Features (M,D) and (N,D) -> squared distances (M,N)."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", type=Path)
+    parser.add_argument("samples", type=Path)
+    parser.add_argument("--inception-path", type=Path, help=f"{FILE}; default: the cache folder")
+    arguments = parser.parse_args()
+    for path in (arguments.reference, arguments.samples):
+        if not path.is_file():
+            sys.exit(f"error: {str(path)!r} does not exist; expected an .npz with arr_0 (N,H,W,3) uint8")
+    graph = find_graph(arguments.inception_path)
+    with Engine(graph) as engine:
+        figures = evaluate(engine, arguments.reference, arguments.samples)
+    figures |= {
+        "engine": "tensorflow", "graph_sha256": sha256(graph), "reference_sha256": sha256(arguments.reference),
+        "samples_sha256": sha256(arguments.samples),
+    }
+    text = "".join(f"{label}: {figures[key]}\n" for label, key in LINES.items())
+    arguments.samples.with_suffix(".txt").write_text(text)
+    arguments.samples.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(text, end="")
+
+
+def find_graph(path: Path | None) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "image-token-lab" / FILE
+    found = path or cache
+    if not found.is_file():
+        sys.exit(f"error: the Inception graph {str(found)!r} does not exist: curl -L --create-dirs -o {found} {URL}")
+    return found
+
+
+def evaluate(engine: Engine, reference: Path, samples: Path) -> dict:
+    pool, _, spatial = activations(engine, reference)
+    sample_pool, probabilities, sample_spatial = activations(engine, samples)
+    mean_pool = mean_covariance(pool)
+    with np.load(reference, allow_pickle=False) as archive:
+        if {"mu", "sigma", "mu_s", "sigma_s"} <= set(archive.files):
+            mean_pool, spatial = (archive["mu"], archive["sigma"]), (archive["mu_s"], archive["sigma_s"])
+    precision, recall = precision_recall(pool, sample_pool, engine.distances)
+    exact_precision, exact_recall = precision_recall(pool, sample_pool, distances_float64)
+    return {
+        "inception_score": inception_score(probabilities),
+        "fid": frechet(mean_pool, mean_covariance(sample_pool)),
+        "sfid": frechet(spatial, sample_spatial),
+        "precision": precision, "recall": recall,
+        "precision_float64": exact_precision, "recall_float64": exact_recall,
+        "images": len(sample_pool), "reference_images": len(pool),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- the network
+
+
+class Engine:
+    """The graph in a session: pixels to features, and half-precision distances."""
+
+    def __init__(self, graph: Path) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import tensorflow.compat.v1 as tf
+
+        definition = tf.GraphDef.FromString(graph.read_bytes())
+        self._graph = tf.Graph()
+        with self._graph.as_default():
+            self._pixels = tf.placeholder(tf.float32, [None, None, None, 3])
+            pool, spatial, weights = tf.import_graph_def(
+                definition, input_map={"ExpandDims:0": self._pixels}, name="inception",
+                return_elements=["pool_3:0", "mixed_6/conv:0", "softmax/logits/MatMul"],
+            )
+            pool = tf.reshape(pool, [-1, pool.shape[-1]])
+            spatial = tf.reshape(spatial[..., :7], [tf.shape(spatial)[0], -1])
+            # Without the bias: published scores leave it out.
+            probabilities = tf.nn.softmax(tf.matmul(pool, weights.inputs[1]))
+            self._outputs = (pool, probabilities, spatial)
+            self._rows, self._columns = (tf.placeholder(tf.float32, [None, None]) for _ in range(2))
+            half = squared_distances(tf, *(tf.cast(x, tf.float16) for x in (self._rows, self._columns)))
+            self._distances = tf.cond(
+                tf.reduce_all(tf.math.is_finite(half)),
+                lambda: tf.cast(half, tf.float32), lambda: squared_distances(tf, self._rows, self._columns),
+            )
+        options = tf.ConfigProto(allow_soft_placement=True)
+        options.gpu_options.allow_growth = True
+        self._session = tf.Session(graph=self._graph, config=options)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def features(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels (B,H,W,3) in [0,255] -> pool (B,2048), class probabilities (B,K), spatial (B,2023)."""
+        return self._session.run(self._outputs, {self._pixels: pixels.astype(np.float32)})
+
+    def distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Squared distances in float16, or all in float32 when one of them is not finite."""
+        return self._session.run(self._distances, {self._rows: rows, self._columns: columns})
+
+
+def squared_distances(tf: Any, rows: Any, columns: Any) -> Any:
+    """TensorFlow (M,D), (N,D) -> (M,N)."""
+    norms = [tf.reduce_sum(tf.square(x), 1) for x in (rows, columns)]
+    product = tf.matmul(rows, columns, transpose_b=True)
+    return tf.maximum(norms[0][:, None] - 2 * product + norms[1][None, :], 0.0)
+
+
+def activations(engine: Engine, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Pool features (N,2048), class probabilities (N,K), and mean and covariance of the spatial features."""
+    from tqdm import tqdm
+
+    pool, probabilities, moments = [], [], Moments()
+    blocks, count = open_images(path)
+    if count < NEIGHBOURS + 1:
+        sys.exit(f"error: {str(path)!r} holds {count} images; the evaluator needs at least {NEIGHBOURS + 1}")
+    with tqdm(total=count, desc=path.name, unit="image") as bar:
+        for block in blocks:
+            found = engine.features(block)
+            pool.append(found[0])
+            probabilities.append(found[1])
+            moments.add(found[2])
+            bar.update(len(block))
+    return np.concatenate(pool), np.concatenate(probabilities), moments.finish()
+
+
+def open_images(path: Path) -> tuple[Iterator[np.ndarray], int]:
+    """Batches of arr_0 and the number of images, without holding the array in memory where its layout allows."""
+    try:
+        archive = zipfile.ZipFile(path)
+        member = archive.open("arr_0.npy")
+    except (zipfile.BadZipFile, KeyError) as error:
+        sys.exit(f"error: {str(path)!r} is no .npz with arr_0 ({error})")
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(member)
+    if len(shape) != 4 or shape[-1] != 3 or dtype.kind not in "uif":
+        sys.exit(f"error: {str(path)!r} holds {dtype} {shape}; expected pixels (N,H,W,3)")
+
+    def batches() -> Iterator[np.ndarray]:
+        with archive, member:
+            whole = None
+            if fortran:
+                whole = np.frombuffer(member.read(), dtype).reshape(shape[::-1]).T
+            for start in range(0, shape[0], BATCH):
+                count = min(BATCH, shape[0] - start)
+                if whole is None:
+                    size = count * int(np.prod(shape[1:])) * dtype.itemsize
+                    data = member.read(size)
+                    if len(data) != size:
+                        sys.exit(f"error: {str(path)!r} ends before its last image")
+                    block = np.frombuffer(data, dtype).reshape(count, *shape[1:])
+                else:
+                    block = whole[start : start + count]
+                if block.min() < 0 or block.max() > 255 or (dtype.kind == "f" and 0 < block.max() <= 1):
+                    sys.exit(f"error: {str(path)!r} holds values {block.min()} to {block.max()}; expected 0 to 255")
+                yield block
+
+    return batches(), shape[0]
+
+
+# ---------------------------------------------------------------------------------------------------- the formulas
+
+
+class Moments:
+    """Streaming mean and unbiased covariance in float64, summed around the first batch's mean."""
+
+    def __init__(self) -> None:
+        self.count, self.shift, self.total, self.outer = 0, None, 0.0, 0.0
+
+    def add(self, features: np.ndarray) -> None:
+        features = features.astype(np.float64)
+        self.shift = features.mean(axis=0) if self.shift is None else self.shift
+        centred = features - self.shift
+        self.count += len(features)
+        self.total = self.total + centred.sum(axis=0)
+        self.outer = self.outer + centred.T @ centred
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        mean = self.total / self.count
+        return self.shift + mean, (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
+
+
+def mean_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return features.astype(np.float64).mean(axis=0), np.cov(features, rowvar=False)
+
+
+def frechet(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
+    """Frechet distance of two Gaussians; tr sqrt(S1 S2) as the nuclear norm of the covariances' factors, exact for
+    rank-deficient ones."""
+    factors = []
+    for _, covariance in (first, second):
+        values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+        kept = values > max(values[-1], 0) * len(values) * np.finfo(np.float64).eps
+        factors.append(vectors[:, kept] * np.sqrt(values[kept]))
+    cross = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum() if all(f.size for f in factors) else 0.0
+    traces = sum((factor**2).sum() for factor in factors)
+    return max(float(((first[0] - second[0]) ** 2).sum() + traces - 2 * cross), 0.0)
+
+
+def inception_score(probabilities: np.ndarray) -> float:
+    """Mean over runs of 5,000 in file order of exp(mean KL to the run's mean); 0 log 0 is 0."""
+    scores = []
+    for start in range(0, len(probabilities), SPLIT):
+        part = probabilities[start : start + SPLIT].astype(np.float64)
+        ratio = np.divide(part, part.mean(axis=0, keepdims=True), out=np.ones_like(part), where=part > 0)
+        scores.append(np.exp((part * np.log(ratio)).sum(axis=1).mean()))
+    return float(np.mean(scores))
+
+
+def distances_float64(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    a, b = rows.astype(np.float64), columns.astype(np.float64)
+    return np.maximum((a * a).sum(axis=1)[:, None] - 2 * (a @ b.T) + (b * b).sum(axis=1)[None, :], 0)
+
+
+def precision_recall(reference: np.ndarray, samples: np.ndarray, distances: Distances) -> tuple[float, float]:
+    """Shares of samples inside a reference ball and of references inside a sample ball; radius: third neighbour."""
+    radii = [neighbour_radii(features, distances) for features in (reference, samples)]
+    precise, recalled = np.zeros(len(samples), bool), np.zeros(len(reference), bool)
+    for row in range(0, len(reference), BLOCK):
+        for column in range(0, len(samples), BLOCK):
+            rows, columns = slice(row, row + BLOCK), slice(column, column + BLOCK)
+            apart = distances(reference[rows], samples[columns])
+            precise[columns] |= (apart <= radii[0][rows, None]).any(axis=0)
+            recalled[rows] |= (apart <= radii[1][None, columns]).any(axis=1)
+    return float(precise.mean()), float(recalled.mean())
+
+
+def neighbour_radii(features: np.ndarray, distances: Distances) -> np.ndarray:
+    """Squared distance to the third neighbour; the point itself is neighbour number zero."""
+    radii = []
+    for row in range(0, len(features), BLOCK):
+        nearest = np.empty((len(features[row : row + BLOCK]), 0))
+        for column in range(0, len(features), BLOCK):
+            apart = distances(features[row : row + BLOCK], features[column : column + BLOCK])
+            nearest = smallest(np.concatenate([nearest, apart], axis=1))
+        radii.append(nearest.max(axis=1))
+    return np.concatenate(radii)
+
+
+def smallest(distances: np.ndarray) -> np.ndarray:
+    """The NEIGHBOURS + 1 smallest of every row, unordered; all of a shorter row."""
+    if distances.shape[1] <= NEIGHBOURS + 1:
+        return distances
+    return np.partition(distances, NEIGHBOURS, axis=1)[:, : NEIGHBOURS + 1]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    main()
