@@ -7,7 +7,7 @@ from typing import Any
 
 from autoregressive.guidance import Guidance
 from common.config import MISSING, opt, part
-from common.settings import LogConfig, OptimConfig, RunConfig
+from common.settings import SCHEDULES, LogConfig, OptimConfig, RunConfig
 
 __all__ = ["ExtractConfig", "GeneratorDataConfig", "GeneratorOptimConfig", "SampleConfig", "Sampling", "TrainConfig"]
 
@@ -52,7 +52,7 @@ class GeneratorOptimConfig(OptimConfig):
     """The shared optimizer options with the papers' defaults for generators."""
 
     weight_decay: float = opt(0.05, "decoupled weight decay of matrices")
-    schedule: str = opt("wsd", "constant | cosine | wsd (hold, then 1-sqrt cool-down)")
+    schedule: str = opt("wsd", SCHEDULES)
 
 
 @dataclass

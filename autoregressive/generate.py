@@ -31,12 +31,15 @@ def generate(
     seed: int = 0,
     image_ids: Tensor | None = None,
     cache: KVCache | None = None,
+    forced: Tensor | None = None,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """Draw codes for labels (B,): int64 (B, num_tokens).
 
     num_tokens: at most the model's (the default); guidance ratios refer to it. image_ids: int64 (B,) global image
     numbers, default 0..B-1. cache: from `model.new_cache(rows)` with rows >= B, 2B under guidance, to reuse one
-    allocation over many batches.
+    allocation over many batches. forced (B, num_tokens) with keep, bool of that shape: where keep is True the forced
+    code is taken instead of the drawn one, and later codes are drawn in its presence.
     Raises: UserError if the model cannot make so many codes.
     """
     guidance, sampling = guidance or Guidance(), sampling or Sampling()
@@ -58,6 +61,8 @@ def generate(
             logits = model.decode_one(fed.repeat(len(rows) // batch), place, cache, rows)
         combined = logits if len(rows) == batch else guide(logits, scale)
         codes[:, place] = _draw(combined, sampling, seed, image_ids, place)
+        if forced is not None:
+            codes[:, place] = torch.where(keep[:, place], forced[:, place], codes[:, place])
         if place == last_guided:
             rows = labels  # No later code needs the unconditional half.
     return codes

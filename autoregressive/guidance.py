@@ -1,7 +1,8 @@
 """Classifier-free guidance: how strongly each code is pushed towards its class, and the push itself.
 
 Every schedule is a function of the ratio r = i / (N - 1) of the code's place i = 1..N-1 in the sequence. Code 0
-always gets the plain scale. Where a schedule is "off" the published results used 1.0001 instead of 1 (their sampler
+always gets the plain scale. (RAR's "power_cosine" is one
+of i / N, code 0 included.) Where a schedule is "off" the published results used 1.0001 instead of 1 (their sampler
 would otherwise have dropped the unconditional half of its batch); we keep that number so that samples agree.
 Source: guidance: arXiv 2207.12598; schedules: GigaTok (arXiv 2504.08736); step from 0.18 on gave the published FIDs.
 """
@@ -29,9 +30,12 @@ class Guidance:
     """How to guide. `scale` 1 means no guidance at all, whatever the schedule."""
 
     scale: float = opt(1.0, "guidance scale; 1 = none")
-    schedule: str = opt("constant", "constant, linear, linear_re, triangular, rectangular, step, cosine or sigmoid")
+    schedule: str = opt(
+        "constant", "constant, linear, linear_re, triangular, rectangular, step, cosine, sigmoid or power_cosine"
+    )
     window_start: float = opt(0.18, "step, rectangular: guide from this fraction of the sequence on")
     window_end: float = opt(1.0, "rectangular: guide up to this fraction")
+    power: float = opt(1.0, "power_cosine: the larger, the later guidance sets in; 0 = constant")
     interval: int = opt(-1, "guide only the first interval + 2 codes; -1 = all")
 
     def scales(self, num_tokens: int) -> list[float]:
@@ -46,11 +50,16 @@ class Guidance:
             raise UserError(f"the guidance scale is {self.scale}; expected 1 (none) or more (--cfg-scale)")
         if self.scale == 1.0:
             return [1.0] * num_tokens
-        scheduled = [SCHEDULES[self.schedule](place / (num_tokens - 1), self) for place in range(1, num_tokens)]
-        values = [self.scale, *scheduled][:num_tokens]
+        if self.schedule == "power_cosine":
+            values = [_power_cosine(place / num_tokens, self) for place in range(num_tokens)]
+        else:
+            values = [self.scale, *self._later(num_tokens)][:num_tokens]
         if self.interval > -1:
             values[self.interval + 2 :] = [1.0] * len(values[self.interval + 2 :])
         return values
+
+    def _later(self, num_tokens: int) -> list[float]:
+        return [SCHEDULES[self.schedule](place / (num_tokens - 1), self) for place in range(1, num_tokens)]
 
 
 def _linear(ratio: float, guidance: Guidance) -> float:
@@ -82,6 +91,11 @@ def _sigmoid(ratio: float, guidance: Guidance) -> float:
     return 1 + (guidance.scale - 1) / (1 + math.exp(-10 * (ratio - 0.5)))
 
 
+def _power_cosine(ratio: float, guidance: Guidance) -> float:
+    """RAR's: rises from 1 to the scale along a cosine of ratio^power."""
+    return 1 + (guidance.scale - 1) * 0.5 * (1 - math.cos(math.pi * ratio**guidance.power))
+
+
 SCHEDULES: dict[str, Callable[[float, Guidance], float]] = {
     "constant": lambda ratio, guidance: guidance.scale,
     "linear": _linear,
@@ -91,6 +105,7 @@ SCHEDULES: dict[str, Callable[[float, Guidance], float]] = {
     "step": _step,
     "cosine": _cosine,
     "sigmoid": _sigmoid,
+    "power_cosine": _power_cosine,
 }
 
 

@@ -91,9 +91,9 @@ class GeneratorTrainee:
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         config = self.config
         codes, labels = self.source.codes(batch), batch["label"]
-        drop, fed = self._draw(codes, step)
+        drop, fed, *orders = self._draw(codes, step)
         with loop.autocast(config.run.precision, self.world.device):
-            logits = self.wrapped(fed, labels, drop)
+            logits = self.wrapped(fed, labels, drop, *orders)
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -105,8 +105,9 @@ class GeneratorTrainee:
             self.ema.update(self.model)
         return {"train/loss": loss, "train/grad_norm": norm, "train/lr": loss.new_tensor(rate)}
 
-    def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Which labels of this rank's batch to hide, bool (B,), and the codes to feed, int64 (B, N).
+    def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, ...]:
+        """Which labels of this rank's batch to hide, bool (B,), the codes to feed, int64 (B, N), and the orders (B, N)
+        of a generator that trains on other ones than the codes' own.
 
         Everything is drawn for the global batch and sliced, so the number of ranks changes nothing.
         """
@@ -120,9 +121,13 @@ class GeneratorTrainee:
             replaced = (torch.rand(whole, num_tokens, generator=generator) < self.config.input_noise)[mine]
             random = torch.randint(self.model.codebook_size, (whole, num_tokens), generator=generator)[mine]
             fed = torch.where(replaced.to(codes.device), random.to(codes.device), codes)
+        drawn = (drop, fed)
+        if hasattr(self.model, "draw_orders"):
+            orders = self.model.draw_orders(whole, step / self.config.run.steps, generator)
+            drawn += (orders[mine].to(codes.device),)
         # Dropout inside the model draws from the global generators: a resumed run repeats what it would have drawn.
         torch.manual_seed((generator.initial_seed() * 4096 + self.world.rank) % 2**63)
-        return drop, fed
+        return drawn
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         files = {"model": self.model.state_dict()}

@@ -15,23 +15,42 @@ from common.settings import OptimConfig
 def rate(config: OptimConfig, step: int, steps: int) -> float:
     """Learning rate of 0-based `step` out of `steps`.
 
-    Source: GigaTok's trainers (cosine_v2, wsd with "sqrt" cool-down), evaluated before the update instead of after.
+    Source: GigaTok's trainers (cosine_v2, wsd), evaluated before the update instead of after; RAR's (cosine with
+    warmup_lr=0); timm's cosine as RobusTok steps it, once per epoch (cosine_epochs).
     """
+    if config.schedule not in ("constant", "cosine", "cosine_epochs", "wsd"):
+        raise UserError(f"optim.schedule got {config.schedule!r}; expected constant, cosine, cosine_epochs or wsd")
+    by_epoch = config.schedule == "cosine_epochs"
+    step = min(step, steps) - (step % config.epoch_steps if by_epoch else 0)
     if step < config.warmup:
-        done = step / config.warmup
-        return config.lr * (done + (1 - done) / 100)
+        first = config.lr / 100 if config.warmup_lr is None else config.warmup_lr
+        return first + (config.lr - first) * step / config.warmup
     if config.schedule == "constant":
         return config.lr
-    if config.schedule == "cosine":
-        if step >= steps:
-            return config.end_lr
-        done = (step - config.warmup) / max(1, steps - config.warmup)
-        return config.end_lr + 0.5 * (config.lr - config.end_lr) * (1 + math.cos(math.pi * done))
     if config.schedule == "wsd":
         cooldown = int(config.cooldown_fraction * steps)
-        held = steps - cooldown
-        return config.lr if step < held else config.lr * (1 - math.sqrt((step - held) / max(1, cooldown)))
-    raise UserError(f"optim.schedule got {config.schedule!r}; expected constant, cosine or wsd")
+        done = max(0, step - (steps - cooldown)) / max(1, cooldown)
+        left = _left(config.cooldown_shape, done)
+    else:
+        # timm's cosine runs from the first epoch on; the warm-up only covers its beginning.
+        held = 0 if by_epoch else config.warmup
+        left = 0.5 * (1 + math.cos(math.pi * (step - held) / max(1, steps - held)))
+    return config.end_lr + (config.lr - config.end_lr) * left
+
+
+def _left(shape: str, done: float) -> float:
+    """What a cool-down has left of its height after the share `done`."""
+    shapes = {
+        "sqrt": lambda: 1 - math.sqrt(done), "linear": lambda: 1 - done, "square": lambda: 1 - done**2,
+        "cosine": lambda: 0.5 * (1 + math.cos(math.pi * done)),
+    }  # fmt: skip
+    if shape in shapes:
+        return shapes[shape]()
+    try:
+        return (1 - done) ** float(shape)
+    except ValueError:
+        known = f"{', '.join(shapes)} or a number"
+        raise UserError(f"optim.cooldown_shape got {shape!r}; expected {known}") from None
 
 
 def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

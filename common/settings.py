@@ -35,6 +35,9 @@ class DataConfig:
     workers: int = opt(0, "loader processes per rank; 0 = in the training process")
 
 
+SCHEDULES = "constant | cosine | cosine_epochs (a step function) | wsd (hold, then cool down)"
+
+
 @dataclass
 class OptimConfig:
     """AdamW with a schedule. Step s of T (0-based) runs at `rate(s)`, warm-up included from the first step."""
@@ -45,10 +48,13 @@ class OptimConfig:
     weight_decay: float = opt(1e-4, "decoupled weight decay")
     decay_vectors: bool = opt(False, "also decay biases, norms and other 1-d parameters (the papers' tokenizer trainer does)")
     max_grad_norm: float = opt(1.0, "gradient norm is clipped to this; 0 = off")
-    schedule: str = opt("cosine", "constant | cosine | wsd (hold, then 1-sqrt cool-down)")
-    warmup: int = opt(0, "steps of linear warm-up from lr/100")
-    end_lr: float = opt(0.0, "where cosine ends")
+    schedule: str = opt("cosine", SCHEDULES)
+    warmup: int = opt(0, "steps of linear warm-up")
+    warmup_lr: float | None = opt(None, "where the warm-up starts; null = lr/100")
+    end_lr: float = opt(0.0, "where cosine and wsd end")
     cooldown_fraction: float = opt(0.2, "share of the steps that wsd cools down for")
+    cooldown_shape: str = opt("sqrt", "sqrt | linear | cosine | square | a power of what is left, such as 1.5")
+    epoch_steps: int = opt(1, "steps per epoch, for cosine_epochs")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from common.config import build
 from common.dist import World
 from common.loop import autocast
 from tokenizer.config import AdversaryConfig
-from tokenizer.discriminators.patchgan import hinge_discriminator
+from tokenizer.losses.adversarial import hinge_discriminator, hinge_generator
 
 
 class Adversary:
@@ -30,15 +30,15 @@ class Adversary:
     def generator_loss(self, recons: list[Tensor]) -> Tensor:
         """weight * -sum over views of mean D(recon); leaves no gradient in the discriminator."""
         self.module.requires_grad_(False)
-        loss = -sum(self.module(recon).float().mean() for recon in recons)
+        loss = sum(hinge_generator(self.module(recon).float()) for recon in recons)
         self.module.requires_grad_(True)
         return self.config.weight * loss
 
     def update(self, images: Tensor, recons: list[Tensor], step: int, steps: int) -> dict[str, Tensor]:
         """One discriminator step on real images and the step's (detached) reconstructions."""
         with autocast(self.precision, self.world.device):
-            logits = self.wrapped(torch.cat([images, *(recon.detach() for recon in recons)])).float()
-        real, *fakes = logits.split(len(images))
+            # One call each: batch norms must not mix real images and reconstructions.
+            real, *fakes = (self.wrapped(view.detach()).float() for view in (images, *recons))
         loss = self.config.weight * sum(hinge_discriminator(real, fake) for fake in fakes)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -20,6 +20,9 @@ class TokenizerConfig:
     encoder: dict[str, Any] = part("tokenizer.encoders:ENCODERS", "images -> latents", {"name": "hybrid_1d"})
     decoder: dict[str, Any] = part("tokenizer.decoders:DECODERS", "latents -> images", {"name": "hybrid_1d"})
     quantizer: dict[str, Any] = part("tokenizer.quantizers:QUANTIZERS", "latents -> codes", {"name": "vq"})
+    teacher: dict[str, Any] | None = part(
+        "tokenizer.teachers:TEACHERS", "a frozen teacher kept in the checkpoint, as RobusTok's files do; null = none"
+    )
 
 
 @dataclass

@@ -46,6 +46,18 @@ STATE_DICT_PREFIXES = {  # encoder part name: (released prefix, our prefix)
         ("quantize.", "quantizer."),
     ],
     "cnn": [("quantize.", "quantizer.")],
+    "dino_vit": [
+        ("encoder.model.", "encoder.vit."),
+        ("encoder.lvl1LC", "encoder.levels"),
+        ("encoder.lvl_embed.", "encoder.level_embedding."),
+        ("decoder.model.", "decoder.vit."),
+        ("decoder.lvl1LC", "decoder.levels"),
+        ("decoder.lvl_embed.", "decoder.level_embedding."),
+        ("decoder.to_pixel.model.", "decoder.to_pixel."),
+        ("quantize.ema_vocab_hit_SV", "quantizer.hits"),
+        ("quantize.", "quantizer."),
+        ("semantic_model.", "teacher.net."),
+    ],
 }
 
 

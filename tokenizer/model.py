@@ -45,6 +45,10 @@ class Tokenizer(nn.Module):
         self.quantizer = build("tokenizer.quantizers:QUANTIZERS", config.quantizer)
         self.quant_conv = nn.Conv2d(config.z_channels, self.quantizer.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(self.quantizer.codebook_dim, config.z_channels, 1)
+        if config.teacher:
+            self.teacher = build(
+                "tokenizer.teachers:TEACHERS", config.teacher, grid=self.encoder.grid, image_size=config.image_size
+            ).requires_grad_(False)
         self.is_1d = config.encoder["name"].endswith("1d")
         self.grid = self.encoder.grid
         if self.is_1d != config.decoder["name"].endswith("1d"):
@@ -82,6 +86,12 @@ class Tokenizer(nn.Module):
             return View(self.decoder(latents))
         images, features = self.decoder(latents, num_tokens)
         return View(images, num_tokens, features)
+
+    def train(self, mode: bool = True) -> Tokenizer:
+        super().train(mode)
+        if self.config.teacher:
+            self.teacher.eval()
+        return self
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -2,47 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
 from common.errors import UserError
 from evaluations.metrics.embedded import EfficientNetLite
+from tokenizer.layers.vit import Vit, VitConfig
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-class DinoV2(nn.Module):
-    """DINOv2 ViT patch tokens after the last norm, class token dropped. Source: GigaTok; spec tokenizer 4."""
+def prepare(images: Tensor, size: int, statistics: Sequence[Sequence[float]], resize_first: bool) -> Tensor:
+    """images in [-1,1] -> what a teacher expects: [0,1], normalised by (mean, deviation), bicubic to `size`.
 
-    @dataclass
-    class Config:
-        model: str = opt("vit_base_patch14_dinov2.lvd142m", "timm model name")
-        weights: str | None = opt(None, "local weights file; null = timm's cache")
+    `resize_first` False normalises before it resizes, which overshoots differently. Source: GigaTok; spec tokenizer 4.
+    """
+    mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in statistics)
+    x = (images + 1) / 2
+    if not resize_first:
+        x = (x - mean) / deviation
+    if x.shape[-1] != size:
+        x = F.interpolate(x, (size, size), mode="bicubic", align_corners=False)
+    return (x - mean) / deviation if resize_first else x
 
-    def __init__(self, config: Config, grid: int, image_size: int):
+
+@dataclass
+class TimmConfig:
+    model: str = opt("", "timm model name; empty = the teacher's own")
+    weights: str | None = opt(None, "local weights file; null = timm's cache")
+
+
+class TimmTeacher(nn.Module):
+    """A patch-14 ViT of timm's, its patch tokens after the last norm, without class or register tokens.
+
+    timm resamples the position table to the grid (bicubic, antialiased), as the papers do.
+    """
+
+    Config = TimmConfig
+    model = ""
+    statistics = IMAGENET
+    resize_first = True
+
+    def __init__(self, config: TimmConfig, grid: int, image_size: int):
         super().__init__()
         import timm
 
         self.size = 14 * grid
+        name = config.model or self.model
         try:
             local = {"pretrained_cfg_overlay": {"file": config.weights}} if config.weights else {}
-            self.net = timm.create_model(config.model, pretrained=True, img_size=self.size, num_classes=0, **local)
+            self.net = timm.create_model(name, pretrained=True, img_size=self.size, num_classes=0, **local)
         except Exception as error:  # timm and the hub raise many kinds for a missing file
             raise UserError(
-                f"teacher {config.model!r} is not on this machine ({type(error).__name__}); get it with "
-                f"'hf download timm/{config.model}' or pass regularizers.semantic.teacher.weights=FILE, or use the "
+                f"teacher {name!r} is not on this machine ({type(error).__name__}); get it with "
+                f"'hf download timm/{name}' or pass regularizers.semantic.teacher.weights=FILE, or use the "
                 "embedded stand-in regularizers.semantic.teacher.name=efficientnet_lite0"
             ) from error
         self.net.eval().requires_grad_(False)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        normalised = ((images + 1) / 2 - self.mean) / self.std
-        resized = F.interpolate(normalised, (self.size, self.size), mode="bicubic", align_corners=False)
-        return self.net.forward_features(resized)[:, self.net.num_prefix_tokens :]
+        prepared = prepare(images, self.size, self.statistics, self.resize_first)
+        return self.net.forward_features(prepared)[:, self.net.num_prefix_tokens :]
+
+
+class DinoV2(TimmTeacher):
+    """DINOv2 ViT-B/14: GigaTok's and ReTok's teacher."""
+
+    model = "vit_base_patch14_dinov2.lvd142m"
+    resize_first = False
+
+
+class ClipDfn(TimmTeacher):
+    """CLIP ViT-L/14 trained on DFN-2B."""
+
+    model = "vit_large_patch14_clip_224.dfn2b"
+    statistics = CLIP
+
+
+class SigLip(TimmTeacher):
+    """SigLIP SoViT-400m/14."""
+
+    model = "vit_so400m_patch14_siglip_224.webli"
+    statistics = HALF
+
+
+class DinoVitTeacher(nn.Module):
+    """DINOv2 cut to the tokenizer's own patches, as RobusTok keeps it inside its checkpoints.
+
+    It starts untrained: its weights come with the tokenizer's.
+    """
+
+    @dataclass
+    class Config(VitConfig):
+        pass
+
+    def __init__(self, config: Config, grid: int, image_size: int):
+        super().__init__()
+        if image_size != grid * config.patch:
+            raise UserError(f"teacher.patch={config.patch} x grid {grid} is not image_size={image_size}; change it")
+        self.size = image_size
+        self.net = Vit(config, grid)
+        self.requires_grad_(False)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B,1+G*G,D), class token first."""
+        return self.net(prepare(images, self.size, IMAGENET, resize_first=False))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(images)[:, 1:]
 
 
 class EfficientNetTeacher(nn.Module):
@@ -64,4 +137,7 @@ class EfficientNetTeacher(nn.Module):
         return features.flatten(2).transpose(1, 2)
 
 
-TEACHERS = {"dinov2_vitb14": DinoV2, "efficientnet_lite0": EfficientNetTeacher}
+TEACHERS = {
+    "dinov2_vitb14": DinoV2, "clip_dfn_vitl14": ClipDfn, "siglip_so400m14": SigLip, "dino_vit": DinoVitTeacher,
+    "efficientnet_lite0": EfficientNetTeacher,
+}  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autoregressive.models.gpt import GPT
+from autoregressive.models.rar import RAR
 from common.config import resolve
 from tokenizer.config import TokenizerConfig
 
@@ -76,3 +77,30 @@ def gpt(arguments: dict[str, Any], positions: str) -> GPT.Config:
         adaln="full" if arguments.get("use_adaLN") else "simple" if arguments.get("use_simple_adaLN") else "none",
         **NO_DROPOUT,
     )
+
+
+def robustok(arguments: dict[str, Any], about: dict[str, Any]) -> TokenizerConfig:
+    """RobusTok's tokenizer, its teacher included."""
+    reduced = about.get("reduced_dimensions", {})
+    width = reduced.get("vit_width", 768)
+    sizes = {"width": width, "layers": reduced.get("vit_depth", 12), "heads": reduced.get("vit_heads", 12)}
+    return resolve(TokenizerConfig, {
+        "z_channels": width,
+        "layout": {"num_tokens": arguments["num_latent_tokens"]},
+        "encoder": {"name": "dino_vit", **sizes},
+        "decoder": {"name": "dino_vit", **sizes},
+        "quantizer": {
+            "name": "vq_hits", "codebook_size": arguments["codebook_size"],
+            "codebook_dim": arguments["codebook_embed_dim"],
+        },
+        "teacher": {"name": "dino_vit", **sizes} if arguments["semantic_guide"] == "dinov2" else None,
+    }, where="model")  # fmt: skip
+
+
+def rar(given: dict[str, Any], codebook_size: int) -> RAR.Config:
+    """RAR by its own config's names."""
+    return RAR.Config(
+        width=given["hidden_size"], layers=given["num_hidden_layers"], heads=given["num_attention_heads"],
+        ffn_width=given["intermediate_size"], codebook_size=codebook_size, num_tokens=given["image_seq_len"],
+        num_classes=given["condition_num_classes"], attention_dropout=given["attn_drop"], dropout=given["dropout"],
+    )  # fmt: skip

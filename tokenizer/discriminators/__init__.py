@@ -1,5 +1,6 @@
 """Discriminators: images (B,3,H,W) -> logits of any shape, higher = real."""
 
+from tokenizer.discriminators.dino import DinoDiscriminator
 from tokenizer.discriminators.patchgan import PatchGan
 
-DISCRIMINATORS = {"patchgan": PatchGan}
+DISCRIMINATORS = {"patchgan": PatchGan, "dino": DinoDiscriminator}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import dist
@@ -62,8 +61,3 @@ class PatchGan(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.main(images)
-
-
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """0.5 * (mean relu(1 - real) + mean relu(1 + fake))."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

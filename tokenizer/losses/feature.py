@@ -27,7 +27,7 @@ def semantic_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def contrastive_loss(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
-    """Symmetric cross-entropy of scale * a b^T against its diagonal; a, b (B,D), row i of one belongs to row i of the other.
+    """Symmetric cross-entropy of scale * a b^T against its diagonal; rows i of a and b (B,D) belong together.
 
     Source: CLIP's loss as RobusTok uses it between teacher and latents, not normalised; spec robustok 1.7.
     """

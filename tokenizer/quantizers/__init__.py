@@ -1,5 +1,6 @@
 """Quantizers: latents (B,e,...) -> nearest code vectors and what training needs of the choice."""
 
 from tokenizer.quantizers.vq import VectorQuantizer
+from tokenizer.quantizers.vq_hits import HitCountQuantizer
 
-QUANTIZERS = {"vq": VectorQuantizer}
+QUANTIZERS = {"vq": VectorQuantizer, "vq_hits": HitCountQuantizer}

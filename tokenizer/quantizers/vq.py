@@ -51,6 +51,9 @@ class VectorQuantizer(nn.Module):
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
         # On the CPU even when the model is built on the meta device, since no checkpoint brings it.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
+        self._start_usage()
+
+    def _start_usage(self) -> None:
         # The last codes seen in training, newest last; -1 = not filled yet. Float because released files hold it so.
         self.register_buffer("codebook_used", torch.full((USAGE_WINDOW,), -1.0))
 
@@ -64,11 +67,15 @@ class VectorQuantizer(nn.Module):
         rows = F.embedding(codes, self.embedding.weight.float())
         return F.normalize(rows, dim=-1) if self.config.l2_norm else rows
 
-    def usage(self) -> Tensor:
-        """Share of the codebook among the codes of the window, on this rank."""
+    def seen(self) -> Tensor:
+        """1.0 for codes in the window of this rank, else 0.0; float (K,)."""
         seen = torch.zeros(self.codebook_size + 1, device=self.codebook_used.device)
         seen[self.codebook_used.long()] = 1  # the -1 of unfilled slots lands in the extra last slot
-        return seen[:-1].mean()
+        return seen[:-1]
+
+    def usage(self) -> Tensor:
+        """Share of the codebook in use lately, on this rank."""
+        return self.seen().mean()
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (B,e,H,W) -> vectors of the same shape and dtype fp32, codes (B,H*W)."""
@@ -105,9 +112,7 @@ class VectorQuantizer(nn.Module):
         self.steps += 1
         if not self.config.refresh_every or self.steps % self.config.refresh_every:
             return
-        seen = torch.zeros(self.codebook_size + 1, device=rows.device)
-        seen[self.codebook_used.long()] = 1
-        dead = (dist.all_reduce_sum(seen)[:-1] == 0).nonzero().flatten()
+        dead = (dist.all_reduce_sum(self.seen()) == 0).nonzero().flatten()
         spread = torch.linspace(0, len(rows) - 1, len(dead), device=rows.device).long()
         self.embedding.weight[dead] = dist.from_main(rows[spread]).to(self.embedding.weight.dtype)
 

@@ -1,0 +1,230 @@
+"""RAR: a GPT over 2D codes that trains on random orders, told at every step which position comes next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoregressive.layers import KVCache, modulate
+from common.config import opt
+from common.errors import UserError
+
+__all__ = ["RAR", "random_order_probability"]
+
+SPARE_POSITIONS, SPARE_STEPS = 1024, 100
+"""Released tables have that many rows beyond the image's codes; only the first two extra ones are ever read."""
+
+
+class RAR(nn.Module):
+    """Decoder-only transformer over [start, class, code, code, ...] in any order of the codes.
+
+    Source: RAR (arXiv 2411.00776), as RobusTok uses it; spec robustok 5.1.
+    """
+
+    @dataclass
+    class Config:
+        width: int = opt(768, "embedding width D: 768 in RAR-B, 1024 in RAR-L")
+        layers: int = opt(24, "number of blocks")
+        heads: int = opt(16, "attention heads")
+        ffn_width: int = opt(3072, "hidden width of the feed-forward: 3072 in RAR-B, 4096 in RAR-L")
+        codebook_size: int | None = opt(None, "number of different codes; the trainer takes it from its data if unset")
+        num_tokens: int | None = opt(None, "codes per image; the trainer takes it from its data if unset")
+        num_classes: int | None = opt(None, "number of classes; the trainer takes it from its data if unset")
+        attention_dropout: float = opt(0.1, "dropout on attention weights")
+        dropout: float = opt(0.1, "dropout after attention and feed-forward")
+        class_dropout: float = opt(0.1, "probability that training hides the class (for guidance)")
+        random_until: float = opt(0.5, "share of the training steps in which every image has a random order")
+        raster_from: float = opt(0.75, "share of the training steps from which every image has the raster order")
+
+    def __init__(self, config: Config) -> None:
+        """Raises: UserError for a number that is not set, or a width that the heads do not divide."""
+        super().__init__()
+        for key in ("codebook_size", "num_tokens", "num_classes"):
+            if not getattr(config, key):
+                raise UserError(f"RAR's {key!r} is not set; give it in the config as model.{key}=NUMBER")
+        if config.width % config.heads:
+            raise UserError(f"width {config.width} is not divisible by heads {config.heads}; change one of them")
+        width = config.width
+        self.config = config
+        self.width, self.num_layers, self.heads = width, config.layers, config.heads
+        self.codebook_size, self.num_classes = config.codebook_size, config.num_classes
+        self.num_tokens, self.class_dropout = config.num_tokens, config.class_dropout
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens + SPARE_POSITIONS, width))
+        self.target_aware_pos_embed = nn.Parameter(torch.empty(1, self.num_tokens + SPARE_POSITIONS, width))
+        self.timesteps_embeddings = nn.Parameter(torch.empty(1, self.num_tokens + SPARE_STEPS, width))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        # Codes, an unused mask, classes, "no class".
+        self.embeddings = nn.Embedding(self.codebook_size + 1 + self.num_classes + 1, width)
+        self.adaln_before_head = _FinalNorm(width)
+        self.lm_head = nn.Linear(width, self.codebook_size)
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for table in (self.pos_embed, self.target_aware_pos_embed, self.timesteps_embeddings):
+            nn.init.trunc_normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+        # Zero modulations start every block as identity.
+        for block in (*self.blocks, self.adaln_before_head):
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+
+    # ------------------------------------------------------------------------------------------ teacher forcing
+
+    def draw_orders(self, count: int, done: float, generator: torch.Generator) -> Tensor:
+        """Orders int64 (count, N) for a training step, `done` in [0,1] of the way through the run."""
+        share = random_order_probability(done, self.config.random_until, self.config.raster_from)
+        orders = torch.rand(count, self.num_tokens, generator=generator).argsort(dim=1)
+        raster = torch.rand(count, 1, generator=generator) >= share
+        return torch.where(raster, torch.arange(self.num_tokens), orders)
+
+    def forward(
+        self, codes: Tensor, labels: Tensor, drop_labels: Tensor | None = None, orders: Tensor | None = None
+    ) -> Tensor:
+        """Logits of every code given the class and the codes before it in its image's order.
+
+        codes: int64 (B, N) in raster order, N = num_tokens. labels: int64 (B,), num_classes = no class. drop_labels:
+        bool (B,), True hides the class. orders: int64 (B, N), step s holds grid position orders[b, s]; None = raster.
+        Returns float32 (B, N, codebook_size), row i for grid position i.
+        """
+        if drop_labels is not None:
+            labels = torch.where(drop_labels, self.num_classes, labels)
+        if orders is None:
+            return self.steps(codes, labels)[:, :-1]
+        logits = self.steps(codes.gather(1, orders), labels, orders)[:, :-1]
+        return torch.empty_like(logits).scatter_(1, orders.unsqueeze(-1).expand_as(logits), logits)
+
+    def steps(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> Tensor:
+        """codes (B, N) in the order they are predicted -> logits (B, N + 1, codebook_size); row s predicts step s.
+
+        The last row predicts nothing.
+        """
+        if codes.shape[1] != self.num_tokens:
+            raise UserError(f"got {codes.shape[1]} codes per image; this generator was built for {self.num_tokens}")
+        condition = self._class(labels)
+        first = self.cls_token.expand(len(codes), -1, -1)
+        x = torch.cat([first, condition, self.embeddings(codes)], dim=1)
+        x = x + self._placed(self.pos_embed, orders, before=2)
+        # The slot in front of a code is told that code's position; the start slot and the last code are told nothing.
+        told = self._placed(self.target_aware_pos_embed, orders, before=2)[:, 2:]
+        x = x + F.pad(told, (0, 0, 1, 1))
+        condition = condition + self.timesteps_embeddings[:, : x.shape[1]]
+        for block in self.blocks:
+            x = block(x, condition)
+        return self._head(x, condition)[:, 1:]
+
+    def _class(self, labels: Tensor) -> Tensor:
+        return self.embeddings(labels + self.codebook_size + 1).unsqueeze(1)
+
+    def _placed(self, table: Tensor, orders: Tensor | None, before: int) -> Tensor:
+        """Rows of a position table in sequence order: `before` fixed ones, then one per code; (B or 1, before+N, D)."""
+        if orders is None:
+            return table[:, : before + self.num_tokens]
+        rows = table[0, before : before + self.num_tokens][orders]
+        return torch.cat([table[:, :before].expand(len(orders), -1, -1), rows], dim=1)
+
+    def _head(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.lm_head(self.adaln_before_head(x, condition)).float()
+
+    # ------------------------------------------------------------------------------------------ cached decoding
+
+    def new_cache(self, rows: int, num_tokens: int | None = None) -> KVCache:
+        """An empty cache for `rows` sequences (twice the images under guidance) of up to `num_tokens` codes."""
+        weight = self.lm_head.weight
+        return KVCache(
+            self.num_layers, rows, self.heads, (num_tokens or self.num_tokens) + 1, self.width // self.heads,
+            dtype=weight.dtype, device=weight.device,
+        )
+
+    def prefill(self, labels: Tensor, cache: KVCache) -> Tensor:
+        """Start sequences from labels (B,) in raster order; returns the logits (B, codebook_size) of code 0."""
+        x = torch.cat([self.cls_token.expand(len(labels), -1, -1), self._class(labels)], dim=1) + self.pos_embed[:, :2]
+        x = torch.cat([x[:, :1], x[:, 1:] + self.target_aware_pos_embed[:, 2:3]], dim=1)
+        return self._cached(x, labels, 0, cache)
+
+    def decode_one(self, codes: Tensor, position: int, cache: KVCache, labels: Tensor) -> Tensor:
+        """Feed code number position - 1, codes (B,), for `position` >= 1: logits (B, codebook_size) of the next."""
+        place = 1 + position
+        x = self.embeddings(codes).unsqueeze(1) + self.pos_embed[:, place : place + 1]
+        if position < self.num_tokens:
+            x = x + self.target_aware_pos_embed[:, place + 1 : place + 2]
+        return self._cached(x, labels, place, cache)
+
+    def _cached(self, x: Tensor, labels: Tensor, place: int, cache: KVCache) -> Tensor:
+        condition = self._class(labels) + self.timesteps_embeddings[:, place : place + x.shape[1]]
+        for index, block in enumerate(self.blocks):
+            x = block(x, condition, cache, index, place)
+        return self._head(x[:, -1:], condition[:, -1:]).squeeze(1)
+
+
+class _Attention(nn.Module):
+    """Causal self-attention with biased projections and LayerNorm on queries and keys."""
+
+    def __init__(self, config: RAR.Config) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.q_norm = nn.LayerNorm(config.width // config.heads, eps=1e-6)
+        self.k_norm = nn.LayerNorm(config.width // config.heads, eps=1e-6)
+        self.proj = nn.Linear(config.width, config.width)
+        self.proj_drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None, layer: int, place: int) -> Tensor:
+        """x (B, T, D) -> (B, T, D). With a cache, x stands at `place` and sees everything before it."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if cache is not None:
+            key, value = cache.append(layer, place, key, value)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=place == 0)
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+class _Block(nn.Module):
+    """Pre-norm attention and MLP, scaled, shifted and gated by the condition of each slot."""
+
+    def __init__(self, config: RAR.Config) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = _Attention(config)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, config.ffn_width), "fc2": nn.Linear(config.ffn_width, width)})
+        self.mlp_drop = nn.Dropout(config.dropout)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(
+        self, x: Tensor, condition: Tensor, cache: KVCache | None = None, layer: int = 0, place: int = 0
+    ) -> Tensor:
+        """x and condition (B, T, D) -> (B, T, D)."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaLN_modulation(condition).chunk(6, dim=-1)
+        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), cache, layer, place)
+        hidden = self.mlp_drop(F.gelu(self.mlp["fc1"](modulate(self.norm2(x), shift_f, scale_f))))
+        return x + gate_f * self.mlp_drop(self.mlp["fc2"](hidden))
+
+
+class _FinalNorm(nn.Module):
+    """LayerNorm without parameters, modulated; here the scale comes before the shift."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.adaLN_modulation(condition).chunk(2, dim=-1)
+        return modulate(F.layer_norm(x, (self.width,), eps=1e-6), shift, scale)
+
+
+def random_order_probability(done: float, start: float, end: float) -> float:
+    """Share of images that train on a random order: 1 up to `start`, 0 from `end` on, linear between."""
+    if done <= start:
+        return 1.0
+    return 0.0 if done >= end else 1.0 - (done - start) / (end - start)

@@ -1,0 +1,21 @@
+"""Differentiable augmentation with recorded random draws."""
+
+from __future__ import annotations
+
+from tests.golden.fixture import Fixture, Report
+from tokenizer.discriminators.diffaug import augment, blur
+
+
+def matches(fixture: Fixture) -> bool:
+    return fixture.kind == "tiny" and fixture.path.stem.startswith("diffaug")
+
+
+def check(fixture: Fixture, report: Report) -> None:
+    io = fixture.io
+    for case, settings in fixture.about["cases"].items():
+        images = blur(io["x"], settings["warmup_blur_schedule"])
+        if f"{case}/select" in io:
+            applied = tuple((io[f"{case}/select"] <= settings["prob"]).tolist())
+            report.equal(f"{case}/applied", list(applied), list(settings["applied"].values()))
+            images = augment(images, io[f"{case}/rand01"].flatten(1), applied)
+        report.close(f"{case}/out", images, io[f"{case}/out"])

@@ -1,0 +1,33 @@
+"""RobusTok's latent perturbation with recorded random draws."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.golden.fixture import Fixture, Report
+from tokenizer.quantizers.perturbation import perturb
+from tokenizer.quantizers.vq import VectorQuantizer
+
+
+def matches(fixture: Fixture) -> bool:
+    return fixture.kind == "tiny" and "perturbation" in fixture.path.stem
+
+
+def check(fixture: Fixture, report: Report) -> None:
+    io = fixture.io
+    size, dim = io["codebook"].shape
+    for case, settings in fixture.about["cases"].items():
+        config = VectorQuantizer.Config(codebook_size=size, codebook_dim=dim, l2_norm=settings["codebook_norm"])
+        quantizer = VectorQuantizer(config)
+        with torch.no_grad():
+            quantizer.embedding.weight.copy_(io["codebook"])
+        latents, vectors = io["z"].clone().requires_grad_(), io["z_q"].clone().requires_grad_()
+        chosen = torch.arange(len(latents)) < int(len(latents) * settings["beta"])
+        report.equal(f"{case}/perturbed", int(chosen.sum()), settings["perturbed_samples"])
+        out = perturb(
+            quantizer, latents, vectors, chosen, settings["alpha"], settings["delta"], io[f"{case}/u"], io[f"{case}/j"]
+        )
+        (out * io["r"]).sum().backward()
+        report.close(f"{case}/out", out, io[f"{case}/out"])
+        report.close(f"{case}/grad_z", latents.grad, io[f"{case}/grad_z"])
+        report.close(f"{case}/grad_z_q", vectors.grad, io[f"{case}/grad_z_q"])

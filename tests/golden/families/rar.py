@@ -1,0 +1,113 @@
+"""The RAR generator."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from autoregressive.config import Sampling
+from autoregressive.generate import generate
+from autoregressive.guidance import Guidance
+from autoregressive.models.rar import RAR
+from tests.golden import models
+from tests.golden.families.gpt import recorded_logits
+from tests.golden.fixture import Fixture, Report, filled
+
+
+def matches(fixture: Fixture) -> bool:
+    return fixture.kind in ("tiny", "fullsize") and bool({"generator_config", "generator"} & fixture.about.keys())
+
+
+def check(fixture: Fixture, report: Report) -> None:
+    if fixture.kind == "fullsize":
+        _check_released_size(fixture, report)
+        return
+    about, io = fixture.about, fixture.io
+    model = RAR(models.rar(about["generator_config"], about["codebook_size"]))
+    model.load_state_dict(fixture.weights, strict=True)
+    model.eval()
+    shift = model.codebook_size + 1
+    report.equal("condition", io["labels"] + shift, io["condition"])
+    report.equal("none_condition", torch.full_like(io["labels"], model.num_classes + shift), io["none_condition"])
+    for case in ("train_orders", "train_raster", "train_null"):
+        _training(model, fixture, report, case)
+    report.recorded = {}
+    for case, settings in about["generation_cases"].items():
+        temperature = settings["randomize_temperature"]
+        guidance = _guidance(settings["guidance_scale"], settings["guidance_scale_pow"])
+        with recorded_logits() as seen:
+            sampling = Sampling(temperature=temperature, greedy=True)
+            codes = generate(model, io["gen/labels"], guidance=guidance, sampling=sampling)
+        report.equal(f"gen/{case}/tokens", codes, io[f"gen/{case}/tokens"])
+        report.close(f"gen/{case}/logits", torch.stack(seen, 1) / temperature, io[f"gen/{case}/logits"])
+        scales = settings["effective_scale_per_step"]
+        if not isinstance(scales, str):
+            report.close(f"gen/{case}/scales", torch.tensor(guidance.scales(len(scales))), torch.tensor(scales), 1e-6)
+    forced = generate(
+        model, io["gen/labels"], guidance=_guidance(6.0, 1.15), sampling=Sampling(greedy=True),
+        forced=io["tf/tokens_in"].squeeze(-1), keep=io["tf/mask"].squeeze(-1),
+    )  # fmt: skip
+    report.equal("tf/tokens_out", forced, io["tf/tokens_out"])
+
+
+def _guidance(scale: float, power: float) -> Guidance:
+    """The original's scale 0 means what our 1 does: no unconditional pass."""
+    return Guidance(max(scale, 1.0), "power_cosine", power=power)
+
+
+def _training(model: RAR, fixture: Fixture, report: Report, case: str) -> None:
+    io = fixture.io
+    report.recorded = fixture.about["fp32_versus_fp64_max_relative_difference"][case]
+    raster = torch.arange(model.num_tokens).expand_as(io["orders"])
+    orders = io["orders"] if case == "train_orders" else raster
+    # The original calls the case without classes in the same orders as its stored labels say.
+    labels = torch.full_like(io["labels"], model.num_classes) if case == "train_null" else io["labels"]
+    if not torch.equal(io["tokens"].gather(1, orders), io[f"{case}/shuffled_labels"]):
+        orders = io["orders"]
+    shuffled = io["tokens"].gather(1, orders)
+    report.equal(f"{case}/shuffled_labels", shuffled, io[f"{case}/shuffled_labels"])
+    model.zero_grad()
+    logits = model.steps(shuffled, labels, orders)
+    report.close(f"{case}/logits", logits, io[f"{case}/logits"], key="logits")
+    again = model(io["tokens"], labels, orders=orders)
+    loss = F.cross_entropy(again.flatten(0, 1), io["tokens"].flatten())
+    report.close(f"{case}/loss", loss, io[f"{case}/loss"], key="loss")
+    if torch.equal(orders, raster):
+        report.close(f"{case}/raster", model(io["tokens"], labels), again)
+    if f"{case}/accuracy" in io:
+        correct = (logits[:, :-1].argmax(-1) == shuffled).float().mean()
+        report.close(f"{case}/accuracy", correct, io[f"{case}/accuracy"])
+    if f"{case}/grad_norms" not in io:
+        return
+    loss.backward()
+    order, start = fixture.about["grad_norm_parameter_order"], f"{case}/grad/"
+    tables = {"pos_embed_first": "pos_embed", "target_aware_pos_embed_first": "target_aware_pos_embed"}
+    tables["timesteps_first"] = "timesteps_embeddings"
+    named = {key.removeprefix(start): value for key, value in io.items() if key.startswith(start)}
+    for key, name in tables.items():
+        expected = named.pop(key)
+        got = dict(model.named_parameters())[name].grad[:, : expected.shape[1]]
+        report.close(f"{start}{key}", got, expected, key=f"grad/{key}")
+    report.gradients(model, order, io[f"{case}/grad_norms"], named, f"{case}/")
+
+
+def _check_released_size(fixture: Fixture, report: Report) -> None:
+    about, io = fixture.about, fixture.io
+    with torch.device("meta"):
+        model = RAR(models.rar(about["generator"], io["logits_at_positions"].shape[-1]))
+    model.load_state_dict(filled(about, model.state_dict()), strict=True, assign=True)
+    model.eval()
+    with torch.inference_mode():
+        shuffled = io["tokens"].gather(1, io["order"])
+        logits = model.steps(shuffled, io["label"], io["order"])
+        report.close("logits_at_positions", logits[0, about["positions"]], io["logits_at_positions"])
+        report.close("loss", F.cross_entropy(logits[:, :-1].flatten(0, 1), shuffled.flatten()), io["loss"])
+        # Only the first codes are stored, while the schedule runs over a whole image.
+        count, temperature = io["gen/tokens"].shape[1], 1.02
+        with recorded_logits() as seen:
+            sampling = Sampling(temperature=temperature, greedy=True)
+            codes = generate(model, io["label"], guidance=_guidance(6.0, 1.15), sampling=sampling)
+    report.equal("gen/tokens", codes[:, :count], io["gen/tokens"])
+    best = torch.stack(seen[:count], 1).topk(5)
+    report.equal("gen/top5_ids", best.indices, io["gen/top5_ids"])
+    report.close("gen/top5_values", best.values / temperature, io["gen/top5_values"])

@@ -1,0 +1,69 @@
+"""RobusTok's encoder: a ViT over the image's patches and learned latent tokens; the latter are its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from tokenizer.layers.vit import Vit, VitConfig
+from tokenizer.layout import Layout
+
+
+class DinoVitEncoder(nn.Module):
+    """images (B,3,H,W) -> latents (B,D,G,G): as many latent tokens as patches, arranged like them.
+
+    Source: RobusTok; spec robustok 1.2.
+    """
+
+    @dataclass
+    class Config(VitConfig):
+        pass
+
+    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
+        super().__init__()
+        self.grid = check(config, image_size, z_channels, layout)
+        self.latent_tokens = nn.Parameter(1e-6 * torch.randn(1, self.grid**2, config.width))
+        self.register_buffer("levels", level_ids(self.grid**2 + 1, self.grid**2))
+        self.vit = Vit(config, self.grid)
+        self.level_embedding = level_table(config.width)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The latent tokens (B,G*G,D) after the last norm."""
+        patches = self.vit.place(self.vit.patch_embed(images))
+        # A latent token stands at the position of the patch with its number; the class token in front is dropped.
+        latents = self.vit.place(self.latent_tokens.expand(len(images), -1, -1))[:, 1:]
+        x = torch.cat([patches, latents], dim=1) + self.level_embedding(self.levels)
+        return self.vit.run(x)[:, -latents.shape[1] :]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(images).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+
+
+def check(config: VitConfig, image_size: int, z_channels: int, layout: Layout) -> int:
+    """The grid's side. Raises: UserError for numbers that do not fit together."""
+    grid = image_size // config.patch
+    if image_size % config.patch:
+        raise UserError(f"image_size={image_size} is no multiple of patch={config.patch}; change one of them")
+    if layout.num_tokens != grid**2 or layout.redundant:
+        raise UserError(
+            f"dino_vit has one token per patch, {grid**2}; the layout says num_tokens={layout.num_tokens}, "
+            f"redundant={layout.redundant}; set layout.num_tokens={grid**2} and layout.redundant=0"
+        )
+    if z_channels != config.width:
+        raise UserError(f"dino_vit passes its width on: set z_channels={config.width} (got {z_channels})")
+    return grid
+
+
+def level_ids(first: int, second: int) -> Tensor:
+    """int64 (1, first + second): 0 for the image's tokens, 1 for the latent ones."""
+    return torch.cat([torch.zeros(first, dtype=torch.int64), torch.ones(second, dtype=torch.int64)])[None]
+
+
+def level_table(width: int) -> nn.Embedding:
+    """Two rows, added to the image's and the latent tokens."""
+    table = nn.Embedding(2, width)
+    nn.init.trunc_normal_(table.weight, std=(1 / (3 * width)) ** 0.5)
+    return table

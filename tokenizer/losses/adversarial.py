@@ -1,0 +1,79 @@
+"""Adversarial losses: what a discriminator minimises, what the tokenizer gets from it, and how both are balanced."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common import dist
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """0.5 * (mean relu(1 - real) + mean relu(1 + fake)), of logits."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """-mean fake."""
+    return -fake.mean()
+
+
+def vanilla_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """0.5 * (mean softplus(-real) + mean softplus(fake)): cross-entropy. Also the non-saturating game's."""
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """mean softplus(-fake). Source: Goodfellow et al. 2014."""
+    return F.softplus(-fake).mean()
+
+
+def swapped_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """What the papers' code computes as "non-saturating": cross-entropy with prediction and target swapped.
+
+    The constant label is the prediction and the logits are the target, so the gradient is as the hinge's without its
+    margin on `real`, and nothing reaches `fake`. Kept to explain runs that were trained with it.
+    """
+    return 0.5 * (math.log1p(math.e) - real.mean() + math.log(2.0) + 0.0 * fake.mean())
+
+
+def swapped_generator(fake: Tensor) -> Tensor:
+    """The generator's half of the swapped game: log(1 + e) - mean fake."""
+    return math.log1p(math.e) - fake.mean()
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """|gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last weight.
+
+    Clamped to [0, 1e4], without gradient. Source: VQGAN, equation 7.
+    """
+    wanted = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
+    given = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
+    return (wanted.norm() / (given.norm() + 1e-4)).clamp(0.0, 1e4).detach()
+
+
+class LeCam:
+    """Holds the discriminator's logits near their running means, which keeps it from winning outright.
+
+    `update` before `penalty`. The means start as the first batch's; before `settle` steps they follow each batch.
+    Source: Tseng et al. 2021; GigaTok settles 1,000 steps after the discriminator's start with decay 0.99, RobusTok
+    starts its means at 0 (`mean=0.0`) with decay 0.999 from the first step.
+    """
+
+    def __init__(self, decay: float = 0.999, settle: int = 0, mean: float | None = None):
+        self.decay, self.settle = decay, settle
+        self.real = self.fake = mean
+
+    def update(self, real: Tensor, fake: Tensor, step: int = 0) -> None:
+        """Take in one batch of logits, averaged over ranks."""
+        means = dist.mean({"real": real.detach().mean(), "fake": fake.detach().mean()})
+        decay = self.decay if step >= self.settle and self.real is not None else 0.0
+        self.real = decay * (self.real or 0.0) + (1 - decay) * means["real"]
+        self.fake = decay * (self.fake or 0.0) + (1 - decay) * means["fake"]
+
+    def penalty(self, real: Tensor, fake: Tensor) -> Tensor:
+        """mean relu(real - running fake)^2 + mean relu(running real - fake)^2."""
+        return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()

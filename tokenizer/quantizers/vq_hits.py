@@ -1,0 +1,41 @@
+"""RobusTok's quantizer: the same choice of codes, another record of which of them are in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common import dist
+from common.config import opt
+from tokenizer.quantizers.vq import VectorQuantizer
+
+RARE = 0.08
+
+
+class HitCountQuantizer(VectorQuantizer):
+    """Keeps a running mean of how often a step chooses each code, over all ranks.
+
+    A code is in use when that is at least 0.08 of its fair share. Source: VAR's quantizer as RobusTok uses it;
+    spec robustok 1.3.
+    """
+
+    @dataclass
+    class Config(VectorQuantizer.Config):
+        codebook_size: int = opt(4096, "number of codes K")
+        codebook_dim: int = opt(64, "width of a code vector")
+        rotation: bool = opt(False, "rotation trick instead of straight-through gradients")
+
+    def _start_usage(self) -> None:
+        self.register_buffer("hits", torch.zeros(self.codebook_size))
+
+    def seen(self) -> Tensor:
+        """1.0 for codes in use, else 0.0; float (K,)."""
+        return ((self.hits > 0) & (self.hits >= RARE * self.hits.mean())).float()
+
+    @torch.no_grad()
+    def _remember(self, codes: Tensor) -> None:
+        counts = dist.all_reduce_sum(torch.bincount(codes, minlength=self.codebook_size).float())
+        decay = 0.0 if not self.hits.any() else 0.9 if self.steps < 100 else 0.99
+        self.hits.mul_(decay).add_(counts, alpha=1 - decay)
