@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizer.model import Tokenizer
-
-
-def load(path: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> Tokenizer:
-    """A trained tokenizer in eval mode, from a checkpoint folder or a run (its newest complete checkpoint).
-
-    `weights`: "ema" (falls back to "model" when the run kept no average) or "model".
-
-    Raises: UserError when there is no complete checkpoint, or its weights do not fit its config.
-    """
-    from common.checkpoint import read_config, resolve_folder
-    from common.config import resolve
     from tokenizer.config import TokenizerConfig
     from tokenizer.model import Tokenizer
 
-    folder = resolve_folder(path)
-    tokenizer = Tokenizer(resolve(TokenizerConfig, read_config(folder)["model"], where="model"))
-    load_weights(tokenizer, folder, weights)
-    return tokenizer.eval().requires_grad_(False).to(device)
+
+def load(
+    path: str | Path,
+    weights: str = "ema",
+    device: str | torch.device = "cpu",
+    config: TokenizerConfig | Mapping[str, Any] | str | Path | None = None,
+) -> Tokenizer:
+    """A trained tokenizer in eval mode, its weights in float32.
+
+    `path`: a run (its newest complete checkpoint), a checkpoint folder, a folder with `model.safetensors` and
+    `config.json`, a released `.pt`, `.bin` or `.safetensors` file, or a hub id. `weights`: "ema" (falls back to "model"
+    where there is no average) or "model". `config`: of a file that does not bring one; a YAML file, or the `model` part
+    of one. Without it a file's config is recognised from its shapes, and a line on stderr says as what.
+
+    Raises: UserError when there is no complete checkpoint, a file is damaged or holds anything but tensors and
+    settings, or the weights do not fit the config.
+    """
+    from tokenizer.loading import load_tokenizer
+
+    return load_tokenizer(path, weights, device, config)
 
 
 def load_weights(tokenizer: Tokenizer, path: str | Path, weights: str) -> None:
     """Strictly load a checkpoint's weights into an existing tokenizer."""
-    from common.checkpoint import load_into, read_weights, resolve_folder
+    from common.checkpoint import load_into
+    from tokenizer.loading import read_tokenizer
 
-    folder = resolve_folder(path)
-    if weights == "ema" and not (folder / "ema.safetensors").is_file():
-        weights = "model"
-    load_into(tokenizer, read_weights(folder, weights), str(folder))
+    _, tensors = read_tokenizer(path, weights)
+    load_into(tokenizer, tensors, str(path))

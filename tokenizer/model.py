@@ -11,6 +11,7 @@ from common.config import build
 from common.errors import UserError
 from tokenizer.config import TokenizerConfig
 from tokenizer.decoders.hybrid_1d import DecoderFeatures
+from tokenizer.layers.initialise import init_fan_in
 from tokenizer.quantizers.vq import Quantized
 
 
@@ -42,6 +43,11 @@ class Tokenizer(nn.Module):
         context = {"image_size": config.image_size, "z_channels": config.z_channels, "layout": config.layout}
         self.encoder = build("tokenizer.encoders:ENCODERS", config.encoder, **context)
         self.decoder = build("tokenizer.decoders:DECODERS", config.decoder, **context)
+        if config.init not in ("released", "fan_in"):
+            raise UserError(f"model.init got {config.init!r}; expected released or fan_in")
+        if config.init == "fan_in":
+            init_fan_in(self.encoder)
+            init_fan_in(self.decoder)
         self.quantizer = build("tokenizer.quantizers:QUANTIZERS", config.quantizer)
         self.quant_conv = nn.Conv2d(config.z_channels, self.quantizer.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(self.quantizer.codebook_dim, config.z_channels, 1)

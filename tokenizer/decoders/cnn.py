@@ -16,8 +16,8 @@ from tokenizer.layers.resnet import (
     UpsampleDepthToSpace,
     UpsampleNearest,
     depth_to_space,
-    group_norm,
     init_weights,
+    norm,
 )
 from tokenizer.layout import Layout
 
@@ -43,7 +43,7 @@ class CnnDecoder(nn.Module):
         widths = [config.channels * m for m in config.multipliers]
         width = widths[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        middle = [ResBlock(width, width), ResBlock(width, width)]
+        middle = [ResBlock(width, width, config.norm) for _ in range(2)]
         self.mid = nn.ModuleList([middle[0], AttnBlock(width), middle[1]] if config.attention else middle)
         self.conv_blocks, self.adaptive = nn.ModuleList(), nn.ModuleList()
         upsample = UpsampleDepthToSpace if config.depth_to_space else UpsampleNearest
@@ -53,14 +53,14 @@ class CnnDecoder(nn.Module):
             block = nn.Module()
             block.res, block.attn = nn.ModuleList(), nn.ModuleList()
             for _ in range(config.blocks or 3):
-                block.res.append(ResBlock(width, out))
+                block.res.append(ResBlock(width, out, config.norm))
                 width = out
                 if level == len(widths) - 1 and config.attention:
                     block.attn.append(AttnBlock(width))
             if level > 0:
                 block.upsample = upsample(width)
             self.conv_blocks.append(block)
-        self.norm_out = group_norm(width)
+        self.norm_out = norm(width, config.norm)
         self.conv_out = nn.Conv2d(width, 3 * config.patch**2, 3, padding=1)
         init_weights(self)
 

@@ -91,12 +91,14 @@ class QFormerDecoder(nn.Module):
         cover = None
         if config.query_init == "multi_level":
             cells = multi_level_cells(layout.num_tokens, grid, grid)
+            cells = cells / cells.sum(dim=1, keepdim=True)  # the finer a block, the more it says about its cells
             cover = torch.cat([cells, torch.zeros(layout.redundant, grid * grid, device="cpu")])
         self.register_buffer("cover", cover, persistent=False)
         init_weights(self)
 
     def _queries(self, memory: Tensor, hidden: Tensor | None) -> Tensor:
-        """Initial queries (B,G*G,D): token 0 everywhere, or the mean of the visible tokens whose block holds the cell."""
+        """Initial queries (B,G*G,D): token 0 everywhere, or the mean of the visible tokens whose block holds the cell,
+        each weighted by one over its block's size."""
         if self.cover is None:
             return memory[:, :1].expand(-1, self.grid * self.grid, -1)
         cover = self.cover[: memory.shape[1]].to(memory.dtype)

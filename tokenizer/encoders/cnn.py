@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
-from tokenizer.layers.resnet import AttnBlock, Downsample, ResBlock, group_norm, init_weights, space_to_depth
+from tokenizer.layers.resnet import AttnBlock, Downsample, ResBlock, init_weights, norm, space_to_depth
 from tokenizer.layout import Layout
 
 
@@ -20,6 +20,7 @@ class CnnConfig:
     multipliers: list[int] = opt([1, 1, 2, 2, 4], "width of each level in multiples of the base; one halving between levels")
     attention: bool = opt(False, "self-attention at the coarsest level (LlamaGen: true)")
     patch: int = opt(1, "pixels per side folded into the channels first; 1 in every released model, more is cheaper")
+    norm: str = opt("group", "group (as released) | none (learns absolute brightness sooner; for tiny models)")
     blocks: int | None = opt(None, "residual blocks per level; null = 2 in encoders, 3 in decoders, as released")
 
     @property
@@ -47,16 +48,16 @@ class CnnEncoder(nn.Module):
             block = nn.Module()
             block.res, block.attn = nn.ModuleList(), nn.ModuleList()
             for _ in range(config.blocks or 2):
-                block.res.append(ResBlock(width, out))
+                block.res.append(ResBlock(width, out, config.norm))
                 width = out
                 if last and config.attention:
                     block.attn.append(AttnBlock(width))
             if not last:
                 block.downsample = Downsample(width)
             self.conv_blocks.append(block)
-        middle = [ResBlock(width, width), ResBlock(width, width)]
+        middle = [ResBlock(width, width, config.norm) for _ in range(2)]
         self.mid = nn.ModuleList([middle[0], AttnBlock(width), middle[1]] if config.attention else middle)
-        self.norm_out = group_norm(width)
+        self.norm_out = norm(width, config.norm)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
         init_weights(self)
 

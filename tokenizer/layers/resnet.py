@@ -6,19 +6,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
+
 
 def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6, affine=affine)
 
 
-class ResBlock(nn.Module):
-    """GroupNorm, swish, conv3x3, twice, plus the input (through a 1x1 conv when the width changes)."""
+def norm(channels: int, kind: str) -> nn.Module:
+    """The normalisation before a convolution: "group" (32 groups, every released model) or "none".
 
-    def __init__(self, channels_in: int, channels_out: int):
+    Raises: UserError for another name.
+    """
+    if kind not in ("group", "none"):
+        raise UserError(f"cnn.norm got {kind!r}; expected group or none")
+    return group_norm(channels) if kind == "group" else nn.Identity()
+
+
+class ResBlock(nn.Module):
+    """Norm, swish, conv3x3, twice, plus the input (through a 1x1 conv when the width changes)."""
+
+    def __init__(self, channels_in: int, channels_out: int, norm_kind: str = "group"):
         super().__init__()
-        self.norm1 = group_norm(channels_in)
+        self.norm1 = norm(channels_in, norm_kind)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = group_norm(channels_out)
+        self.norm2 = norm(channels_out, norm_kind)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
