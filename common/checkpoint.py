@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from common import hub
 from common.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -50,7 +51,9 @@ def save(
             save_file(plain, partial / f"{name}.safetensors")
         torch.save(dict(state), partial / "state.pt")
         (partial / "config.json").write_text(json.dumps(config, indent=1))
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(partial.iterdir())}
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(partial.iterdir())
+        }
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files, **(meta or {})}, indent=1))
         for path in (*partial.iterdir(), partial):
             _fsync(path)
@@ -96,7 +99,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The resolved config a checkpoint was trained with."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise UserError(f"{str(folder)!r} holds no config.json; expected a checkpoint folder such as <run>/checkpoints/0001000")
+        raise UserError(
+            f"{str(folder)!r} holds no config.json; expected a checkpoint such as <run>/checkpoints/0001000"
+        )
     return json.loads(path.read_text())
 
 
@@ -105,7 +110,9 @@ def read_weights(folder: str | Path, name: str) -> dict[str, Tensor]:
     path = Path(folder) / f"{name}.safetensors"
     if not path.is_file():
         there = sorted(p.stem for p in Path(folder).glob("*.safetensors"))
-        raise UserError(f"{str(folder)!r} holds no weights {name!r}; there are: {', '.join(there) or 'none'} (weights=NAME)")
+        raise UserError(
+            f"{str(folder)!r} holds no weights {name!r}; there are: {', '.join(there) or 'none'} (weights=NAME)"
+        )
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own untyped errors for damaged files
@@ -117,20 +124,33 @@ def read_state(folder: str | Path) -> dict[str, Any]:
 
 
 def resolve_folder(path: str | Path) -> Path:
-    """A checkpoint folder from what people pass: the folder itself, or a run (then its newest complete checkpoint)."""
-    path = Path(path)
+    """Where the weights are that people mean by a path.
+
+    A checkpoint folder, or a run (then its newest complete checkpoint); a folder with `model.safetensors` and
+    `config.json`; a checkpoint file of the papers; or an id on the Hugging Face hub, which is downloaded.
+    """
+    text, path = str(path), Path(path)
     if (path / MANIFEST).is_file():
         if not is_complete(path):
-            raise UserError(f"checkpoint {str(path)!r} is incomplete (a file is missing or cut short); use an earlier one")
+            raise UserError(f"checkpoint {text!r} is incomplete (a file is missing or cut short); use an earlier one")
+        return path
+    if path.is_file() or ((path / "model.safetensors").is_file() and (path / "config.json").is_file()):
         return path
     found = newest(path)
+    if found is None and hub.is_repo_id(text):
+        found = hub.fetch(text)
     if found is None:
-        raise UserError(f"no checkpoint at {str(path)!r}; expected a run folder or <run>/checkpoints/<step>")
+        raise UserError(
+            f"no checkpoint at {text!r}; expected a run folder, <run>/checkpoints/<step>, a checkpoint file, a folder "
+            "with model.safetensors and config.json, or a hub id (owner/name)"
+        )
     return found
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str, assign: bool = False) -> None:
     """Strict load; all disagreements in one message.
+
+    `assign` makes the tensors the module's own instead of copying them: for modules built on the meta device.
 
     Raises: UserError listing the first missing, unexpected and mis-shaped keys.
     """
@@ -148,14 +168,20 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
             for kind, found in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
             if found
         ]
-        raise UserError(f"weights of {source} do not fit this config: {'; '.join(problems)}; pass the config they were trained with")
-    module.load_state_dict(tensors)
+        raise UserError(
+            f"weights of {source} do not fit this config: {'; '.join(problems)}; pass the config they were trained with"
+        )
+    module.load_state_dict(tensors, assign=assign)
 
 
-def fingerprint(folder: str | Path) -> str:
-    """A short hash of a checkpoint's weight files, for records that name it."""
-    files = json.loads((Path(folder) / MANIFEST).read_text())["files"]
-    hashes = "".join(entry["sha256"] for name, entry in sorted(files.items()) if name.endswith(".safetensors"))
+def fingerprint(found: str | Path) -> str:
+    """A short hash of the weights at a resolved path, for records that name them."""
+    found = Path(found)
+    if (found / MANIFEST).is_file():
+        files = json.loads((found / MANIFEST).read_text())["files"]
+        hashes = "".join(entry["sha256"] for name, entry in sorted(files.items()) if name.endswith(".safetensors"))
+    else:
+        hashes = sha256(found if found.is_file() else found / "model.safetensors")
     return hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 

@@ -24,7 +24,18 @@ from omegaconf.errors import OmegaConfBaseException
 from common.errors import UserError
 
 __all__ = [
-    "MISSING", "Alias", "build", "dump", "lookup", "main", "opt", "parse", "part", "parts", "read_yaml", "resolve",
+    "MISSING",
+    "Alias",
+    "build",
+    "dump",
+    "lookup",
+    "main",
+    "opt",
+    "parse",
+    "part",
+    "parts",
+    "read_yaml",
+    "resolve",
 ]
 
 Alias = str | Callable[[str], list[str]]
@@ -177,7 +188,9 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
         if isinstance(values.get(name), str) and values[name] == MISSING:
             dotted = f"{where}.{name}" if where else name
             help = fields[name].metadata.get("help", "")
-            raise UserError(f"{dotted!r} is not set ({help}); give it as {dotted}=VALUE or --{name.replace('_', '-')} VALUE")
+            raise UserError(
+                f"{dotted!r} is not set ({help}); give it as {dotted}=VALUE or --{name.replace('_', '-')} VALUE"
+            )
     return schema(**values)
 
 
@@ -345,14 +358,21 @@ def _help(schema: type, aliases: Mapping[str, Alias], about: str) -> str:
                 lines.append(f"  {dotted}: {field.metadata.get('help', '')}".rstrip(": "))
                 walk(nested, f"{dotted}.")
                 continue
-            flag = f"--{spelled[dotted]}" if dotted in spelled else (f"--{field.name.replace('_', '-')}" if not prefix else "")
-            default = field.default if field.default is not dataclasses.MISSING else (
-                field.default_factory() if field.default_factory is not dataclasses.MISSING else MISSING
+            flag = (
+                f"--{spelled[dotted]}"
+                if dotted in spelled
+                else (f"--{field.name.replace('_', '-')}" if not prefix else "")
+            )
+            default = (
+                field.default
+                if field.default is not dataclasses.MISSING
+                else (field.default_factory() if field.default_factory is not dataclasses.MISSING else MISSING)
             )
             shown = "required" if default == MISSING else f"default {default!r}"
             table = field.metadata.get("part") or field.metadata.get("parts")
             about_table = f" (names: {table})" if table else ""
-            lines.append(f"  {dotted}{'  ' + flag if flag else ''}\n      {field.metadata.get('help', '')}{about_table} [{shown}]")
+            lines.append(f"  {dotted}{'  ' + flag if flag else ''}")
+            lines.append(f"      {field.metadata.get('help', '')}{about_table} [{shown}]")
 
     walk(schema, "")
     return "\n".join(lines)

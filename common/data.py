@@ -41,7 +41,10 @@ class ImageFolder(Dataset):
             self.paths += files
             self.labels += [label] * len(files)
         if not self.paths:
-            raise UserError(f"image folder {str(root)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); expected <class>/*.png below it")
+            raise UserError(
+                f"image folder {str(root)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); "
+                "expected <class>/*.png below it"
+            )
         self.classes = self.classes or [root.name]
         self.image_size, self.crop, self.flip, self.seed = image_size, crop, flip, seed
 
@@ -78,7 +81,9 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, count: int, batch_size: int, rank: int, ranks: int, seed: int, start_step: int, steps: int):
         if batch_size % ranks:
-            raise UserError(f"data.batch_size={batch_size} does not divide over {ranks} processes; choose a multiple of {ranks}")
+            raise UserError(
+                f"data.batch_size={batch_size} does not divide over {ranks} processes; choose a multiple of {ranks}"
+            )
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.local = rank, batch_size // ranks
         self.start_step, self.steps = start_step, steps

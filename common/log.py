@@ -29,7 +29,9 @@ class Logger:
 
             if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE")):
                 os.environ["WANDB_MODE"] = "offline"
-            self._wandb = wandb.init(project=config.wandb, name=self.out.name, dir=str(self.out), config=run_config, resume="allow")
+            self._wandb = wandb.init(
+                project=config.wandb, name=self.out.name, dir=str(self.out), config=run_config, resume="allow"
+            )
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

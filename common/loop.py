@@ -63,7 +63,7 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
 
 class _Stop:
-    """Notes Ctrl-C and SIGTERM; the loop saves and leaves. A second Ctrl-C (not the echo of the first) leaves at once."""
+    """Notes Ctrl-C and SIGTERM; the loop saves and leaves. A second Ctrl-C leaves at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -116,7 +116,15 @@ def run(
         dist.barrier()
         return out / "checkpoints" / f"{step:07d}"
 
-    bar = tqdm(total=last, initial=start, desc=out.name, unit="step", disable=not world.is_main, dynamic_ncols=True, mininterval=1.0)
+    bar = tqdm(
+        total=last,
+        initial=start,
+        desc=out.name,
+        unit="step",
+        disable=not world.is_main,
+        dynamic_ncols=True,
+        mininterval=1.0,
+    )
     totals: dict[str, Tensor] = {}
     seen: dict[str, int] = {}
     counted, since, saved = 0, time.perf_counter(), found

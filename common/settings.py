@@ -46,7 +46,9 @@ class OptimConfig:
     beta1: float = opt(0.9, "AdamW beta1")
     beta2: float = opt(0.95, "AdamW beta2")
     weight_decay: float = opt(1e-4, "decoupled weight decay")
-    decay_vectors: bool = opt(False, "also decay biases, norms and other 1-d parameters (the papers' tokenizer trainer does)")
+    decay_vectors: bool = opt(
+        False, "also decay biases and norms (the papers' tokenizer trainer does)"
+    )
     max_grad_norm: float = opt(1.0, "gradient norm is clipped to this; 0 = off")
     schedule: str = opt("cosine", SCHEDULES)
     warmup: int = opt(0, "steps of linear warm-up")

@@ -18,7 +18,9 @@ from tokenizer.losses.adversarial import hinge_discriminator, hinge_generator
 class Adversary:
     """Hinge GAN from step `start` on. Source: VQGAN as configured by GigaTok; spec tokenizer 3.2."""
 
-    def __init__(self, config: AdversaryConfig, optim_config: optim.OptimConfig, world: World, precision: str, parallel: str):
+    def __init__(
+        self, config: AdversaryConfig, optim_config: optim.OptimConfig, world: World, precision: str, parallel: str
+    ):
         self.config, self.optim_config, self.world, self.precision = config, optim_config, world, precision
         self.module = build("tokenizer.discriminators:DISCRIMINATORS", config.discriminator).to(world.device)
         self.wrapped = dist.wrap(self.module, parallel, world)

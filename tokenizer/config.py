@@ -45,12 +45,17 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     losses: dict[str, Any] = parts(
-        "tokenizer.losses:LOSSES", "reconstruction losses, applied to every view",
+        "tokenizer.losses:LOSSES",
+        "reconstruction losses, applied to every view",
         {"recon": {"name": "l2"}, "perceptual": {"name": "lpips"}},
     )
     adversary: AdversaryConfig | None = field(default_factory=AdversaryConfig)
-    regularizers: dict[str, Any] = parts("tokenizer.regularizers:REGULARIZERS", "what steps decode and which losses they add")
+    regularizers: dict[str, Any] = parts(
+        "tokenizer.regularizers:REGULARIZERS", "what steps decode and which losses they add"
+    )
     ema_decay: float = opt(0.9999, "decay of the weight average that evaluation uses; 0 = none")
-    freeze: list[str] = opt([], "modules kept as they are, e.g. [encoder, quant_conv, quantizer] for decoder fine-tuning")
+    freeze: list[str] = opt(
+        [], "modules kept as they are; decoder fine-tuning: [encoder, quant_conv, quantizer]"
+    )
     init: str | None = opt(None, "checkpoint (or run) whose tokenizer weights to start from")
     log: LogConfig = field(default_factory=LogConfig)

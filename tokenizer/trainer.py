@@ -73,7 +73,8 @@ class TokenizerTrainee:
             load_weights(self.tokenizer, config.init, "ema")
         context = Context(self.tokenizer.grid, self.tokenizer.image_size, world.device)
         self.regularizers: list[Regularizer] = [
-            build("tokenizer.regularizers:REGULARIZERS", mapping, context=context) for mapping in config.regularizers.values()
+            build("tokenizer.regularizers:REGULARIZERS", mapping, context=context)
+            for mapping in config.regularizers.values()
         ]
         self.losses = nn.ModuleDict(
             {name: build("tokenizer.losses:LOSSES", mapping) for name, mapping in config.losses.items()}
@@ -128,7 +129,11 @@ class TokenizerTrainee:
         if self.ema:
             self.ema.update(self.tokenizer)
         logged = {f"train/{name}" if "@" in name else f"train/loss_{name}": value for name, value in losses.items()}
-        logged |= {"train/loss": total, "train/grad_norm": norm, "train/codebook_usage": self.tokenizer.quantizer.usage()}
+        logged |= {
+            "train/loss": total,
+            "train/grad_norm": norm,
+            "train/codebook_usage": self.tokenizer.quantizer.usage(),
+        }
         if self.adversary and self.adversary.active(step):
             recons = [view.images.float() for view in done.views]
             logged |= self.adversary.update(images, recons, step, config.run.steps)
@@ -168,13 +173,19 @@ class TokenizerTrainee:
         tokenizer = self.ema.module if self.ema else self.tokenizer.eval()
         data = ImageFolder(self.config.val_root, tokenizer.image_size)
         mine = share(len(data), self.world.rank, self.world.size)
-        lengths = [tokenizer.num_tokens // 8, tokenizer.num_tokens] if "nested_dropout" in self.config.regularizers else [None]
+        lengths = (
+            [tokenizer.num_tokens // 8, tokenizer.num_tokens]
+            if "nested_dropout" in self.config.regularizers
+            else [None]
+        )
         sums = {length: torch.zeros((), device=self.world.device) for length in lengths}
         for batch in batches(data, mine, 64):
             images = from_pixels(batch["pixels"].to(self.world.device))
             codes = tokenizer.encode(images)
             for length in lengths:
-                error = F.mse_loss(tokenizer.decode(codes, length).clamp(-1, 1), images, reduction="none").mean(dim=(1, 2, 3))
+                error = F.mse_loss(tokenizer.decode(codes, length).clamp(-1, 1), images, reduction="none").mean(
+                    dim=(1, 2, 3)
+                )
                 sums[length] += (10 * torch.log10(4 / error)).sum()
         self.training_pass.train()
         totals = dist.mean({str(k): v * self.world.size / len(data) for k, v in sums.items()})
@@ -187,8 +198,10 @@ def run(config: TrainConfig) -> None:
     trainee = TokenizerTrainee(config, world)
     data = ImageFolder(config.data.root, config.model.image_size, config.data.crop, config.data.flip, config.run.seed)
 
-    def loader(start: int, stop: int):  # noqa: ANN202
-        return stream(data, config.data.batch_size, world.rank, world.size, config.run.seed, start, stop, config.data.workers)
+    def loader(start: int, stop: int):
+        return stream(
+            data, config.data.batch_size, world.rank, world.size, config.run.seed, start, stop, config.data.workers
+        )
 
     loop.run(trainee, loader, config.run, config.log, world, dataclasses.asdict(config), meta={"classes": data.classes})
     dist.close()

@@ -76,4 +76,8 @@ def test_disagreements_are_listed_in_one_message() -> None:
 def test_the_fingerprint_follows_the_weights(tmp_path: Path) -> None:
     same, again, other = (save(tmp_path / name, 1, value) for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)))
     assert checkpoint.fingerprint(same) == checkpoint.fingerprint(again) != checkpoint.fingerprint(other)
-    assert set(json.loads((same / "manifest.json").read_text())["files"]) == {"config.json", "model.safetensors", "state.pt"}
+    assert set(json.loads((same / "manifest.json").read_text())["files"]) == {
+        "config.json",
+        "model.safetensors",
+        "state.pt",
+    }

@@ -37,7 +37,7 @@ def test_images_without_class_folders_are_one_class(folder: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_any_number_of_ranks_reads_the_same_batches(ranks: int) -> None:
     samplers = [StreamSampler(10, 4, rank, ranks, seed=3, start_step=0, steps=6) for rank in range(ranks)]
-    together = [sum(parts, []) for parts in zip(*samplers, strict=True)]
+    together = [[item for part in parts for item in part] for parts in zip(*samplers, strict=True)]
     assert together == list(StreamSampler(10, 4, 0, 1, seed=3, start_step=0, steps=6))
 
 
@@ -78,5 +78,5 @@ def test_mistakes_end_in_one_sentence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="multiple of 3"):
         StreamSampler(10, 4, 0, 3, 0, 0, 1)
     (folder / "a" / "0.png").write_bytes(b"\x89PNG not really")
-    with pytest.raises(UserError, match="0.png.*cannot be read"):
+    with pytest.raises(UserError, match=r"0\.png.*cannot be read"):
         ImageFolder(folder, 32)[0]

@@ -11,6 +11,7 @@ from autoregressive.generate import generate, gumbel_noise
 from autoregressive.guidance import Guidance
 from autoregressive.models import GENERATORS
 from autoregressive.models.gpt import GPT, SIZES
+from autoregressive.models.rar import SIZES as RAR_SIZES
 from common.config import build
 from common.errors import UserError
 from common.layers import rotary_table_2d
@@ -130,8 +131,10 @@ def test_bfloat16_weights_keep_the_rotary_table_in_float32() -> None:
     assert generate(model, torch.tensor([0, 1]), guidance=Guidance(2.0)).shape == (2, 16)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
-@pytest.mark.parametrize("size", SIZES)
+ALL_SIZES = {"gpt": SIZES, "rar": RAR_SIZES}
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name in GENERATORS for size in ALL_SIZES[name]])
 def test_every_size_builds(name: str, size: str) -> None:
     with torch.device("meta"):
         numbers = {"codebook_size": 1024, "num_tokens": 64, "num_classes": 13}

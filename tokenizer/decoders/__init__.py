@@ -6,5 +6,8 @@ from tokenizer.decoders.hybrid_1d import Hybrid1dDecoder
 from tokenizer.decoders.hybrid_2d import Hybrid2dDecoder
 
 DECODERS = {
-    "cnn": CnnDecoder, "hybrid_1d": Hybrid1dDecoder, "hybrid_2d": Hybrid2dDecoder, "dino_vit": DinoVitDecoder,
+    "cnn": CnnDecoder,
+    "hybrid_1d": Hybrid1dDecoder,
+    "hybrid_2d": Hybrid2dDecoder,
+    "dino_vit": DinoVitDecoder,
 }

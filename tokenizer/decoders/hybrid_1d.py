@@ -48,7 +48,10 @@ class Hybrid1dDecoder(nn.Module):
         cnn: CnnDecoderConfig = field(default_factory=CnnDecoderConfig)
         transformer: TransformerConfig = field(default_factory=TransformerConfig)
         semantic_head: SemanticHeadConfig | None = field(default_factory=SemanticHeadConfig)
-        query_init: str = opt("first_token", "first_token (released models) | multi_level (each cell starts from the tokens of its blocks)")
+        query_init: str = opt(
+            "first_token",
+            "first_token (as released) | multi_level (a cell starts from its blocks' tokens)",
+        )
 
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()

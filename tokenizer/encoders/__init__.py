@@ -6,5 +6,8 @@ from tokenizer.encoders.hybrid_1d import Hybrid1dEncoder
 from tokenizer.encoders.hybrid_2d import Hybrid2dEncoder
 
 ENCODERS = {
-    "cnn": CnnEncoder, "hybrid_1d": Hybrid1dEncoder, "hybrid_2d": Hybrid2dEncoder, "dino_vit": DinoVitEncoder,
+    "cnn": CnnEncoder,
+    "hybrid_1d": Hybrid1dEncoder,
+    "hybrid_2d": Hybrid2dEncoder,
+    "dino_vit": DinoVitEncoder,
 }

@@ -17,7 +17,9 @@ class CnnConfig:
     """Both directions share these keys."""
 
     channels: int = opt(128, "base width")
-    multipliers: list[int] = opt([1, 1, 2, 2, 4], "width of each level in multiples of the base; one halving between levels")
+    multipliers: list[int] = opt(
+        [1, 1, 2, 2, 4], "width of each level over the base; one halving between levels"
+    )
     attention: bool = opt(False, "self-attention at the coarsest level (LlamaGen: true)")
     patch: int = opt(1, "pixels per side folded into the channels first; 1 in every released model, more is cheaper")
     norm: str = opt("group", "group (as released) | none (learns absolute brightness sooner; for tiny models)")

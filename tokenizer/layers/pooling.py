@@ -25,14 +25,16 @@ def multi_level_cells(num_tokens: int, height: int, width: int) -> Tensor:
 def _cells(num_tokens: int, height: int, width: int) -> Tensor:
     levels = num_tokens.bit_length() - 1
     if num_tokens != 2**levels:
-        raise UserError(f"layout.num_tokens={num_tokens} is no power of two; multi-level queries need one (256, 128, 64, ...)")
+        raise UserError(
+            f"layout.num_tokens={num_tokens} is no power of two; multi-level queries need one (256, 128, 64, ...)"
+        )
     rows = [torch.ones(1, height, width)]
     for level in range(levels):
         down, across = 2 ** (level // 2), 2 ** ((level + 1) // 2)
         if height % down or width % across:
             raise UserError(
-                f"layout.num_tokens={num_tokens} needs a grid that divides into {down} x {across} blocks, the image gives "
-                f"{height} x {width}; use fewer tokens or a larger image"
+                f"layout.num_tokens={num_tokens} needs a grid that divides into {down} x {across} blocks, "
+                f"the image gives {height} x {width}; use fewer tokens or a larger image"
             )
         y = torch.arange(height) // (height // down)
         x = torch.arange(width) // (width // across)

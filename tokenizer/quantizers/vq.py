@@ -16,7 +16,7 @@ USAGE_WINDOW = 65536
 
 @dataclass
 class Quantized:
-    """`vectors` like the input (gradients reach the latents through them), `codes` int64 (B,positions), losses by name."""
+    """`vectors` like the latents, to which they pass gradients; `codes` int64 (B,positions); losses by name."""
 
     vectors: Tensor
     codes: Tensor
@@ -39,7 +39,9 @@ class VectorQuantizer(nn.Module):
         commit_weight: float = opt(0.25, "beta")
         entropy_weight: float = opt(0.0, "weight of the entropy term; >0 keeps the codebook in use")
         rotation: bool = opt(True, "rotation trick instead of straight-through gradients")
-        refresh_every: int = opt(0, "training steps after which codes unseen in the usage window restart at a latent; 0 = never")
+        refresh_every: int = opt(
+            0, "steps after which codes outside the usage window restart at a latent; 0 = never"
+        )
 
     def __init__(self, config: Config):
         super().__init__()
