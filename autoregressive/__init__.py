@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -11,17 +12,22 @@ if TYPE_CHECKING:
     from autoregressive.models.gpt import GPT
 
 
-def load(path: str | Path, weights: str = "model", device: str | torch.device = "cpu") -> GPT:
-    """A trained generator in eval mode, from a checkpoint folder or a run (its newest complete checkpoint).
+def load(
+    path: str | Path,
+    weights: str = "model",
+    device: str | torch.device = "cpu",
+    config: Mapping[str, Any] | str | Path | None = None,
+) -> GPT:
+    """A trained generator in eval mode, its weights in float32.
 
-    `weights`: "model" (what the papers sample from) or "ema", if the run kept an average.
+    `path`: a run (its newest complete checkpoint), a checkpoint folder, a folder with `model.safetensors` and
+    `config.json`, a released `.pt`, `.bin` or `.safetensors` file, or a hub id. `weights`: "model" (what the papers
+    sample from) or "ema", if there is an average. `config`: what the file's shapes cannot show, such as `num_tokens`
+    of LlamaGen's 384-pixel models; a YAML file, or (part of) the `model` part of one.
 
-    Raises: UserError when there is no complete checkpoint, no such weights, or they do not fit their config.
+    Raises: UserError when there is no complete checkpoint, no such weights, a file is damaged or holds anything but
+    tensors and settings, or the weights do not fit the config.
     """
-    from common.checkpoint import load_into, read_config, read_weights, resolve_folder
-    from common.config import build
+    from autoregressive.loading import load_generator
 
-    folder = resolve_folder(path)
-    model = build("autoregressive.models:GENERATORS", read_config(folder)["model"])
-    load_into(model, read_weights(folder, weights), str(folder))
-    return model.eval().requires_grad_(False).to(device)
+    return load_generator(path, weights, device, config)

@@ -44,12 +44,12 @@ def generate(
     """
     guidance, sampling = guidance or Guidance(), sampling or Sampling()
     num_tokens = check_num_tokens(model, num_tokens)
-    device, batch = labels.device, labels.shape[0]
+    device, batch = labels.device, len(labels)
     image_ids = torch.arange(batch, device=device) if image_ids is None else image_ids.to(device)
     scales = guidance.scales(num_tokens)
     guided = [place for place, scale in enumerate(scales) if scale != 1.0]
     last_guided = guided[-1] if guided else -1
-    rows = torch.cat((labels, torch.full_like(labels, model.num_classes))) if guided else labels
+    rows = torch.cat((labels, model.null(labels))) if guided else labels
     cache = cache or model.new_cache(len(rows), num_tokens)
     if cache.rows < len(rows) or cache.length < num_tokens:
         raise ValueError(f"cache of {cache.rows} x {cache.length} is too small for {len(rows)} x {num_tokens}")

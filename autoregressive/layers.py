@@ -57,9 +57,13 @@ class Attention(nn.Module):
         self.residual_dropout = nn.Dropout(residual_dropout)
 
     def forward(
-        self, x: Tensor, table: Tensor | None, cache: KVCache | None = None, layer: int = 0, position: int = 0
+        self, x: Tensor, table: Tensor | None, shown: Tensor | None = None,
+        cache: KVCache | None = None, layer: int = 0, position: int = 0,
     ) -> Tensor:
-        """x (B, T, D) -> (B, T, D). With a cache, x is one token at `position`, which sees all positions before it."""
+        """x (B, T, D) -> (B, T, D). With a cache, x begins at `position` and sees all positions before it.
+
+        shown: bool (B, 1, T, position + T), what each token attends to; None = everything up to itself.
+        """
         batch, steps, width = x.shape
         query, key, value = self.wqkv(x).view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
@@ -68,7 +72,8 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.append(layer, position, key, value)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=cache is None)
+        causal = shown is None and position == 0
+        mixed = F.scaled_dot_product_attention(query, key, value, shown, dropout, is_causal=causal)
         return self.residual_dropout(self.wo(mixed.transpose(1, 2).reshape(batch, steps, width)))
 
 
@@ -118,18 +123,19 @@ class Block(nn.Module):
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(
-        self, x: Tensor, condition: Tensor | None, table: Tensor | None,
+        self, x: Tensor, condition: Tensor | None, table: Tensor | None, shown: Tensor | None = None,
         cache: KVCache | None = None, layer: int = 0, position: int = 0,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D). condition: (B, 1, D) for "full", its projection (B, 1, 6, D) for "simple"."""
         if self.adaln == "none":
-            x = x + self.drop_path(self.attention(self.attention_norm(x), table, cache, layer, position))
+            x = x + self.drop_path(self.attention(self.attention_norm(x), table, shown, cache, layer, position))
             return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))
         if self.adaln == "simple":
             six = (condition + self.ada_gss).unbind(2)
         else:
             six = self.adaLN_modulation(condition).chunk(6, dim=-1)
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = six
-        attended = self.attention(modulate(self.attention_norm(x), shift_a, scale_a), table, cache, layer, position)
+        x_a = modulate(self.attention_norm(x), shift_a, scale_a)
+        attended = self.attention(x_a, table, shown, cache, layer, position)
         x = x + gate_a * self.drop_path(attended)
         return x + gate_f * self.drop_path(self.feed_forward(modulate(self.ffn_norm(x), shift_f, scale_f)))

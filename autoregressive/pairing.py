@@ -10,6 +10,7 @@ import torch
 
 import autoregressive
 import tokenizer as tokenizers
+from autoregressive.loading import read_generator
 from autoregressive.models.gpt import GPT
 from common.checkpoint import MANIFEST, resolve_folder
 from common.config import read_yaml, resolve
@@ -27,7 +28,10 @@ def load_tokenizer(
 
     Raises: UserError if image_size or tok_config disagree with the checkpoint.
     """
-    model = tokenizers.load(path, weights, device)
+    config: str | dict[str, int] | None = None
+    if resolve_folder(path).is_file():  # Released files bring no config; convolutions take images of any size.
+        config = tok_config or ({"image_size": image_size} if image_size else None)
+    model = tokenizers.load(path, weights, device, config)
     if image_size not in (None, model.image_size):
         raise UserError(f"--image-size is {image_size}, tokenizer {str(path)!r} has {model.image_size}; leave it out")
     if tok_config:
@@ -44,19 +48,23 @@ def load_generator(
 
     Raises: UserError if codebooks or lengths do not fit, or the size is not the one that was stated.
     """
-    model = autoregressive.load(path, weights, device)
+    config = None
+    if resolve_folder(path).is_file() and read_generator(path, weights)[0].get("positions") == "rope2d":
+        config = {"num_tokens": tokenizer.num_tokens}  # Their files fit any grid.
+    model = autoregressive.load(path, weights, device, config)
     if model.codebook_size != tokenizer.codebook_size or model.num_tokens > tokenizer.num_tokens:
         raise UserError(
             f"generator {str(path)!r} makes {model.num_tokens} codes below {model.codebook_size}, this tokenizer takes "
             f"{tokenizer.num_tokens} below {tokenizer.codebook_size}; pass the --vq-ckpt that made its training codes"
         )
-    if size and size.removeprefix("GPT-") != model.config.size.removeprefix("GPT-"):
-        raise UserError(f"--gpt-model is {size}, {str(path)!r} holds size {model.config.size}; leave the flag out")
+    own = getattr(model.config, "size", type(model).__name__)
+    if size and size.removeprefix("GPT-") != own.removeprefix("GPT-"):
+        raise UserError(f"--gpt-model is {size}, {str(path)!r} holds size {own}; leave the flag out")
     return model
 
 
 def class_names(path: str | Path, num_classes: int) -> list[str]:
     """Names of the classes a generator was trained on; their numbers where the checkpoint does not say."""
-    manifest = json.loads((resolve_folder(path) / MANIFEST).read_text())
-    known = manifest.get("classes") or []
+    manifest = resolve_folder(path) / MANIFEST
+    known = (json.loads(manifest.read_text()).get("classes") if manifest.is_file() else None) or []
     return [*known, *(str(number) for number in range(len(known), num_classes))]

@@ -23,8 +23,9 @@ def load(
 
     `path`: a run (its newest complete checkpoint), a checkpoint folder, a folder with `model.safetensors` and
     `config.json`, a released `.pt`, `.bin` or `.safetensors` file, or a hub id. `weights`: "ema" (falls back to "model"
-    where there is no average) or "model". `config`: of a file that does not bring one; a YAML file, or the `model` part
-    of one. Without it a file's config is recognised from its shapes, and a line on stderr says as what.
+    where there is no average) or "model". Without `config` a file's config is recognised from its
+    shapes, and a line on stderr says as what; a mapping changes single keys of what was recognised (`{"image_size":
+    384}`), a YAML file (whose `model` counts) or a `TokenizerConfig` replaces it.
 
     Raises: UserError when there is no complete checkpoint, a file is damaged or holds anything but tensors and
     settings, or the weights do not fit the config.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import load_into, read_config, read_weights, resolve_folder
-from common.config import read_yaml, resolve
+from common.config import merge, read_yaml, resolve
 from common.errors import UserError
 from common.weights import Released, read_released
 from tokenizer.config import TokenizerConfig
@@ -62,13 +62,13 @@ def _from_file(path: Path, weights: str, config: Stated) -> tuple[TokenizerConfi
     released: Released = read_released(path, ORDER[weights])
     name, named_as_released = family(released.tensors, str(path))
     tensors = from_released(released.tensors, name) if named_as_released else released.tensors
-    if config is not None:
+    if isinstance(config, TokenizerConfig | str | Path):
         return stated_config(config), tensors
     beside = path.with_name("config.json")
     if not named_as_released and path.name == "model.safetensors" and beside.is_file():
         return stated_config(read_config(path.parent)["model"]), tensors
     try:
-        recognised = stated_config(tokenizer_config(tensors, name))
+        recognised = stated_config(merge(tokenizer_config(tensors, name), config or {}))
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"{str(path)!r} looks like a {name} tokenizer but misses {error}; pass its config") from error
     where = f" (its {released.part!r})" if released.part else ""

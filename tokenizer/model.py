@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from common.config import build
 from common.errors import UserError
+from common.hub import HubModel
 from tokenizer.config import TokenizerConfig
 from tokenizer.decoders.hybrid_1d import DecoderFeatures
 from tokenizer.layers.initialise import init_fan_in
@@ -34,8 +36,10 @@ class Pass:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(nn.Module, HubModel):
     """images (B,3,H,W) in [-1,1] <-> codes int64 (B,k), k <= N."""
+
+    hub_kind = "tokenizer"
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -58,7 +62,14 @@ class Tokenizer(nn.Module):
         self.is_1d = config.encoder["name"].endswith("1d")
         self.grid = self.encoder.grid
         if self.is_1d != config.decoder["name"].endswith("1d"):
-            raise UserError(f"encoder {config.encoder['name']!r} and decoder {config.decoder['name']!r} do not fit; use two 1D or two 2D parts")
+            names = f"encoder {config.encoder['name']!r} and decoder {config.decoder['name']!r}"
+            raise UserError(f"{names} do not fit together; use two 1D or two 2D parts")
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        from tokenizer.loading import load_tokenizer
+
+        return load_tokenizer(folder, "model", "cpu", None)
 
     @property
     def num_tokens(self) -> int:
@@ -80,7 +91,8 @@ class Tokenizer(nn.Module):
     def latents(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """images -> (latents (B,e,1,N+M) or (B,e,G,G) before quantization, the CNN's map or None)."""
         if images.shape[-2:] != (self.image_size, self.image_size):
-            raise UserError(f"got images {tuple(images.shape)}; this tokenizer expects (B,3,{self.image_size},{self.image_size})")
+            size = self.image_size
+            raise UserError(f"got images {tuple(images.shape)}; this tokenizer expects (B,3,{size},{size})")
         encoded = self.encoder(images)
         latents, spatial = encoded if isinstance(encoded, tuple) else (encoded, None)
         return self.quant_conv(latents), spatial
@@ -115,7 +127,7 @@ class Tokenizer(nn.Module):
         if self.is_1d:
             vectors = vectors.transpose(1, 2).unsqueeze(2)
         elif codes.shape[1] != self.num_tokens:
-            raise UserError(f"got {codes.shape[1]} codes per image; this 2D tokenizer decodes exactly {self.num_tokens}")
+            raise UserError(f"got {codes.shape[1]} codes an image; this 2D tokenizer decodes exactly {self.num_tokens}")
         else:
             vectors = vectors.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return self.decode_vectors(vectors, num_tokens).images

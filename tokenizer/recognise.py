@@ -96,7 +96,7 @@ def _transformer(tensors: Mapping[str, Tensor], side: str, name: str) -> dict[st
     prefix = f"{side}.transformer."
     width = tensors[f"{prefix}ln_post.weight"].shape[0]
     if width % HEAD_WIDTH:
-        raise UserError(f"the {side}'s width {width} is no multiple of {HEAD_WIDTH}, so its heads are unknown; pass a config")
+        raise UserError(f"{side} width {width} is no multiple of {HEAD_WIDTH}: its heads are unknown; pass a config")
     sizes = {"width": width, "layers": _count(tensors, re.escape(prefix) + r"transformer\.(\d+)\.")}
     sizes["heads"] = width // HEAD_WIDTH
     if name == "hybrid_2d":

@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoregressive.layers import Block, KVCache, modulate
 from common.config import opt
 from common.errors import UserError
+from common.hub import HubModel
 from common.layers import RMSNorm, rotary_table_2d
 
 __all__ = ["GPT", "SIZES"]
@@ -42,11 +46,28 @@ class _ClassEmbedding(nn.Module):
         return self.embedding_table(labels).unsqueeze(1)
 
 
-class GPT(nn.Module):
+class _CaptionEmbedding(nn.Module):
+    """Text features (B, P, F), left-padded with zeros -> (B, P, D). Source: LlamaGen's text-conditional models."""
+
+    def __init__(self, tokens: int, features: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("uncond_embedding", torch.randn(tokens, features) / features**0.5)
+        layers = {"fc1": nn.Linear(features, width, bias=False), "fc2": nn.Linear(width, width, bias=False)}
+        self.cap_proj = nn.ModuleDict(layers)
+
+    def forward(self, captions: Tensor) -> Tensor:
+        return self.cap_proj["fc2"](F.gelu(self.cap_proj["fc1"](captions), approximate="tanh"))
+
+
+class GPT(nn.Module, HubModel):
     """Decoder-only transformer over [class, code 0, code 1, ...]; the output at position p predicts code p.
 
+    With `condition` "caption" the class is replaced by P text features, and `labels` are these: float (B, P, F),
+    left-padded with zeros. A padded slot is seen by itself only.
     Source: LlamaGen (arXiv 2406.06525), section 2.2; 1D variant: GigaTok (arXiv 2504.08736).
     """
+
+    hub_kind = "generator"
 
     @dataclass
     class Config:
@@ -67,6 +88,9 @@ class GPT(nn.Module):
         ffn_dropout: float = opt(0.1, "dropout after the feed-forward")
         drop_path: float = opt(0.0, "stochastic depth of the last block; rises linearly from 0")
         class_dropout: float = opt(0.1, "probability that training hides the class (for guidance)")
+        condition: str = opt("class", "class, or caption (text features; LlamaGen's t2i files)")
+        caption_tokens: int = opt(120, "caption: number of text features P")
+        caption_width: int = opt(2048, "caption: width of a text feature F; 2048 for flan-T5-XL")
 
     def __init__(self, config: Config) -> None:
         """Raises: UserError for an unknown size or option value, or numbers that do not fit together."""
@@ -77,13 +101,17 @@ class GPT(nn.Module):
         self.codebook_size, self.num_classes = config.codebook_size, config.num_classes
         self.num_tokens = config.num_tokens
         self.class_dropout = config.class_dropout
+        self.prefix = 1 if config.condition == "class" else config.caption_tokens
         if config.positions == "learned":
             self.positional_embedding = nn.Parameter(torch.empty(1 + self.num_tokens, width))
         else:
             self.positional_embedding = None
             # A plain attribute: it belongs to no state dict and must stay float32 when the weights are cast.
-            self._table = rotary_table_2d(math.isqrt(self.num_tokens), width // heads)
-        self.cls_embedding = _ClassEmbedding(self.num_classes, width)
+            self._table = rotary_table_2d(math.isqrt(self.num_tokens), width // heads, self.prefix)
+        if config.condition == "class":
+            self.cls_embedding: nn.Module = _ClassEmbedding(self.num_classes, width)
+        else:
+            self.cls_embedding = _CaptionEmbedding(config.caption_tokens, config.caption_width, width)
         self.tok_embeddings = nn.Embedding(self.codebook_size, width)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(
@@ -122,6 +150,15 @@ class GPT(nn.Module):
         if self.positional_embedding is not None:
             nn.init.normal_(self.positional_embedding, std=self.width**-0.5)
 
+    def hub_config(self) -> dict[str, Any]:
+        return {"name": "gpt", **super().hub_config()}
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> GPT:
+        from autoregressive.loading import load_generator
+
+        return load_generator(folder, "model", "cpu", None)
+
     # ------------------------------------------------------------------------------------------ teacher forcing
 
     def forward(self, codes: Tensor, labels: Tensor, drop_labels: Tensor | None = None) -> Tensor:
@@ -143,18 +180,36 @@ class GPT(nn.Module):
         if not 1 <= length <= self.num_tokens:
             raise UserError(f"got {length} codes per image; this generator was built for 1 to {self.num_tokens}")
         if drop is None and self.training and self.class_dropout > 0:
-            drop = torch.rand(labels.shape, device=labels.device) < self.class_dropout
+            drop = torch.rand(len(labels), device=labels.device) < self.class_dropout
         if drop is not None:
-            labels = torch.where(drop, self.num_classes, labels)
+            labels = torch.where(drop.view(-1, *[1] * (labels.ndim - 1)), self.null(labels), labels)
         x = torch.cat((self.cls_embedding(labels), self.tok_embeddings(codes[:, :-1])), dim=1)
         if self.positional_embedding is not None:
             x = x + self.positional_embedding[:length]
         condition, projected = self._condition(x[:, :1])
         x = self.token_dropout(x)
-        table = self._rotary(0, length, x.device)
+        table, shown = self._rotary(0, x.shape[1], x.device), self._shown(labels, 0, x.shape[1])
         for block in self.layers[:layers]:
-            x = block(x, projected, table)
-        return x, condition
+            x = block(x, projected, table, shown)
+        return x[:, self.prefix - 1 :], condition
+
+    def null(self, labels: Tensor) -> Tensor:
+        """What stands for "no class" or "no caption" in the place of each of `labels`; padding stays padding."""
+        if self.config.condition == "class":
+            return torch.full_like(labels, self.num_classes)
+        return self.cls_embedding.uncond_embedding.to(labels.dtype) * labels.any(dim=-1, keepdim=True)
+
+    def _shown(self, labels: Tensor, start: int, stop: int) -> Tensor | None:
+        """Which of the slots 0..stop each of the slots start..stop attends to, bool (B, 1, stop - start, stop).
+
+        None where that is simply all before it.
+        """
+        if self.config.condition == "class":
+            return None
+        causal = torch.ones(stop, stop, dtype=torch.bool, device=labels.device).tril()
+        real = F.pad(labels.any(dim=-1), (0, stop - self.prefix), value=True)
+        itself = torch.eye(stop, dtype=torch.bool, device=labels.device)
+        return (causal & (real[:, None, None, :] | itself))[:, :, start:]
 
     def _condition(self, first: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The condition (B, 1, D), which is the class slot's input embedding, and what the blocks read of it."""
@@ -183,24 +238,25 @@ class GPT(nn.Module):
     def new_cache(self, rows: int, num_tokens: int | None = None) -> KVCache:
         """An empty cache for `rows` sequences (twice the images under guidance) of up to `num_tokens` codes."""
         weight = self.output.weight
+        length = self.prefix - 1 + (num_tokens or self.num_tokens)
         return KVCache(
-            self.num_layers, rows, self.heads, num_tokens or self.num_tokens, self.width // self.heads,
+            self.num_layers, rows, self.heads, length, self.width // self.heads,
             dtype=weight.dtype, device=weight.device,
         )
 
     def prefill(self, labels: Tensor, cache: KVCache) -> Tensor:
-        """Start sequences from labels (B,): fills cache position 0, returns the logits (B, codebook_size) of code 0."""
+        """Start sequences from labels (B,): fills the cache's first slots, returns the logits (B, K) of code 0."""
         return self._step(self._first(labels), labels, 0, cache)
 
     def decode_one(self, codes: Tensor, position: int, cache: KVCache, labels: Tensor) -> Tensor:
-        """Feed code number position - 1, codes (B,), at cache position `position` >= 1.
+        """Feed code number position - 1, codes (B,), `position` >= 1.
 
-        Returns the logits (B, codebook_size) of code number `position`. labels (B,) are read by adaLN models only.
+        Returns the logits (B, codebook_size) of code number `position`. labels are the ones of `prefill`.
         """
         x = self.tok_embeddings(codes).unsqueeze(1)
         if self.positional_embedding is not None:
             x = x + self.positional_embedding[position]
-        return self._step(x, labels, position, cache)
+        return self._step(x, labels, self.prefix - 1 + position, cache)
 
     def _first(self, labels: Tensor) -> Tensor:
         x = self.cls_embedding(labels)
@@ -208,10 +264,11 @@ class GPT(nn.Module):
 
     def _step(self, x: Tensor, labels: Tensor, position: int, cache: KVCache) -> Tensor:
         condition, projected = (None, None) if self.config.adaln == "none" else self._condition(self._first(labels))
-        table = self._rotary(position, position + 1, x.device)
+        stop = position + x.shape[1]
+        table, shown = self._rotary(position, stop, x.device), self._shown(labels, position, stop)
         for index, block in enumerate(self.layers):
-            x = block(x, projected, table, cache, index, position)
-        return self._head(x, condition).squeeze(1)
+            x = block(x, projected, table, shown, cache, index, position)
+        return self._head(x[:, -1:], condition).squeeze(1)
 
 
 def _dimensions(config: GPT.Config) -> tuple[int, int, int]:
@@ -223,13 +280,17 @@ def _dimensions(config: GPT.Config) -> tuple[int, int, int]:
         raise UserError(f"unknown GPT size {config.size!r}{hint}; known: {', '.join(SIZES)} (--gpt-model)")
     width, layers, heads = SIZES[name]
     width, layers, heads = config.width or width, config.layers or layers, config.heads or heads
-    for key in ("codebook_size", "num_tokens", "num_classes"):
+    if config.condition not in ("class", "caption"):
+        raise UserError(f"condition is {config.condition!r}; expected 'class' or 'caption'")
+    for key in ("codebook_size", "num_tokens") + (("num_classes",) if config.condition == "class" else ()):
         if not getattr(config, key):
             raise UserError(f"the GPT's {key!r} is not set; give it in the config as model.{key}=NUMBER")
     if config.positions not in ("learned", "rope2d"):
         raise UserError(f"positions is {config.positions!r}; expected 'learned' or 'rope2d'")
     if config.adaln not in ("none", "full", "simple"):
         raise UserError(f"adaln is {config.adaln!r}; expected 'none', 'full' or 'simple'")
+    if config.condition == "caption" and (config.positions, config.adaln) != ("rope2d", "none"):
+        raise UserError("captions need positions='rope2d' and adaln='none', as in the released models")
     if width % heads:
         raise UserError(f"width {width} is not divisible by heads {heads}; change width or heads")
     if config.positions == "rope2d" and math.isqrt(config.num_tokens) ** 2 != config.num_tokens:

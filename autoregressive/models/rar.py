@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,25 +13,39 @@ from torch import Tensor, nn
 from autoregressive.layers import KVCache, modulate
 from common.config import opt
 from common.errors import UserError
+from common.hub import HubModel
 
-__all__ = ["RAR", "random_order_probability"]
+__all__ = ["RAR", "SIZES", "random_order_probability"]
+
+SIZES: dict[str, tuple[int, int, int, int]] = {
+    "tiny": (64, 2, 4, 192),
+    "small": (192, 6, 3, 768),
+    "B": (768, 24, 16, 3072),
+    "L": (1024, 24, 16, 4096),
+    "XL": (1280, 32, 16, 5120),
+    "XXL": (1408, 40, 16, 6144),
+}
+"""Published sizes (and two toys): name -> (width, layers, heads, feed-forward width)."""
 
 SPARE_POSITIONS, SPARE_STEPS = 1024, 100
 """Released tables have that many rows beyond the image's codes; only the first two extra ones are ever read."""
 
 
-class RAR(nn.Module):
+class RAR(nn.Module, HubModel):
     """Decoder-only transformer over [start, class, code, code, ...] in any order of the codes.
 
     Source: RAR (arXiv 2411.00776), as RobusTok uses it; spec robustok 5.1.
     """
 
+    hub_kind = "generator"
+
     @dataclass
     class Config:
-        width: int = opt(768, "embedding width D: 768 in RAR-B, 1024 in RAR-L")
-        layers: int = opt(24, "number of blocks")
-        heads: int = opt(16, "attention heads")
-        ffn_width: int = opt(3072, "hidden width of the feed-forward: 3072 in RAR-B, 4096 in RAR-L")
+        size: str = opt("B", "named size: " + ", ".join(SIZES))
+        width: int | None = opt(None, "instead of the size's width")
+        layers: int | None = opt(None, "instead of the size's number of blocks")
+        heads: int | None = opt(None, "instead of the size's number of heads")
+        ffn_width: int | None = opt(None, "instead of the size's feed-forward width")
         codebook_size: int | None = opt(None, "number of different codes; the trainer takes it from its data if unset")
         num_tokens: int | None = opt(None, "codes per image; the trainer takes it from its data if unset")
         num_classes: int | None = opt(None, "number of classes; the trainer takes it from its data if unset")
@@ -40,23 +56,20 @@ class RAR(nn.Module):
         raster_from: float = opt(0.75, "share of the training steps from which every image has the raster order")
 
     def __init__(self, config: Config) -> None:
-        """Raises: UserError for a number that is not set, or a width that the heads do not divide."""
+        """Raises: UserError for an unknown size, a number that is not set, or a width that the heads do not divide."""
         super().__init__()
-        for key in ("codebook_size", "num_tokens", "num_classes"):
-            if not getattr(config, key):
-                raise UserError(f"RAR's {key!r} is not set; give it in the config as model.{key}=NUMBER")
-        if config.width % config.heads:
-            raise UserError(f"width {config.width} is not divisible by heads {config.heads}; change one of them")
-        width = config.width
+        width, layers, heads, ffn_width = _dimensions(config)
         self.config = config
-        self.width, self.num_layers, self.heads = width, config.layers, config.heads
+        self.width, self.num_layers, self.heads = width, layers, heads
         self.codebook_size, self.num_classes = config.codebook_size, config.num_classes
         self.num_tokens, self.class_dropout = config.num_tokens, config.class_dropout
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens + SPARE_POSITIONS, width))
         self.target_aware_pos_embed = nn.Parameter(torch.empty(1, self.num_tokens + SPARE_POSITIONS, width))
         self.timesteps_embeddings = nn.Parameter(torch.empty(1, self.num_tokens + SPARE_STEPS, width))
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            _Block(width, heads, ffn_width, config.dropout, config.attention_dropout) for _ in range(layers)
+        )
         # Codes, an unused mask, classes, "no class".
         self.embeddings = nn.Embedding(self.codebook_size + 1 + self.num_classes + 1, width)
         self.adaln_before_head = _FinalNorm(width)
@@ -75,6 +88,15 @@ class RAR(nn.Module):
         # Zero modulations start every block as identity.
         for block in (*self.blocks, self.adaln_before_head):
             nn.init.zeros_(block.adaLN_modulation[1].weight)
+
+    def hub_config(self) -> dict[str, Any]:
+        return {"name": "rar", **super().hub_config()}
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> RAR:
+        from autoregressive.loading import load_generator
+
+        return load_generator(folder, "model", "cpu", None)
 
     # ------------------------------------------------------------------------------------------ teacher forcing
 
@@ -95,7 +117,7 @@ class RAR(nn.Module):
         Returns float32 (B, N, codebook_size), row i for grid position i.
         """
         if drop_labels is not None:
-            labels = torch.where(drop_labels, self.num_classes, labels)
+            labels = torch.where(drop_labels, self.null(labels), labels)
         if orders is None:
             return self.steps(codes, labels)[:, :-1]
         logits = self.steps(codes.gather(1, orders), labels, orders)[:, :-1]
@@ -119,6 +141,10 @@ class RAR(nn.Module):
         for block in self.blocks:
             x = block(x, condition)
         return self._head(x, condition)[:, 1:]
+
+    def null(self, labels: Tensor) -> Tensor:
+        """What stands for "no class" in the place of each of `labels` (B,)."""
+        return torch.full_like(labels, self.num_classes)
 
     def _class(self, labels: Tensor) -> Tensor:
         return self.embeddings(labels + self.codebook_size + 1).unsqueeze(1)
@@ -167,14 +193,14 @@ class RAR(nn.Module):
 class _Attention(nn.Module):
     """Causal self-attention with biased projections and LayerNorm on queries and keys."""
 
-    def __init__(self, config: RAR.Config) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.attention_dropout
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.q_norm = nn.LayerNorm(config.width // config.heads, eps=1e-6)
-        self.k_norm = nn.LayerNorm(config.width // config.heads, eps=1e-6)
-        self.proj = nn.Linear(config.width, config.width)
-        self.proj_drop = nn.Dropout(config.dropout)
+        self.heads, self.dropout = heads, attention_dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // heads, eps=1e-6)
+        self.k_norm = nn.LayerNorm(width // heads, eps=1e-6)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None, layer: int, place: int) -> Tensor:
         """x (B, T, D) -> (B, T, D). With a cache, x stands at `place` and sees everything before it."""
@@ -190,14 +216,13 @@ class _Attention(nn.Module):
 class _Block(nn.Module):
     """Pre-norm attention and MLP, scaled, shifted and gated by the condition of each slot."""
 
-    def __init__(self, config: RAR.Config) -> None:
+    def __init__(self, width: int, heads: int, ffn_width: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
-        width = config.width
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = _Attention(config)
+        self.attn = _Attention(width, heads, dropout, attention_dropout)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, config.ffn_width), "fc2": nn.Linear(config.ffn_width, width)})
-        self.mlp_drop = nn.Dropout(config.dropout)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, ffn_width), "fc2": nn.Linear(ffn_width, width)})
+        self.mlp_drop = nn.Dropout(dropout)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(
@@ -221,6 +246,21 @@ class _FinalNorm(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.adaLN_modulation(condition).chunk(2, dim=-1)
         return modulate(F.layer_norm(x, (self.width,), eps=1e-6), shift, scale)
+
+
+def _dimensions(config: RAR.Config) -> tuple[int, int, int, int]:
+    """(width, layers, heads, feed-forward width) of a config, checked."""
+    name = config.size.removeprefix("RAR-")
+    if name not in SIZES:
+        raise UserError(f"unknown RAR size {config.size!r}; known: {', '.join(SIZES)} (--gpt-model)")
+    for key in ("codebook_size", "num_tokens", "num_classes"):
+        if not getattr(config, key):
+            raise UserError(f"RAR's {key!r} is not set; give it in the config as model.{key}=NUMBER")
+    given = (config.width, config.layers, config.heads, config.ffn_width)
+    width, layers, heads, ffn_width = (own or known for own, known in zip(given, SIZES[name], strict=True))
+    if width % heads:
+        raise UserError(f"width {width} is not divisible by heads {heads}; change one of them")
+    return width, layers, heads, ffn_width
 
 
 def random_order_probability(done: float, start: float, end: float) -> float:

@@ -1,1 +1,1 @@
-"""Numbers computed with the original implementations, and the runner that holds ours to them: `python -m tests.golden`."""
+"""Numbers computed with the original implementations; `python -m tests.golden` holds ours to them."""

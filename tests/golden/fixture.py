@@ -19,7 +19,7 @@ TOLERANCE = 1e-5
 NEAR_ZERO = 1e-6
 
 
-class Skip(Exception):  # noqa: N818 - not an error
+class Skip(Exception):  # noqa: N818
     """Raised by a check that leaves an OPTIONAL fixture out; the text is the reason."""
 
 
@@ -73,8 +73,10 @@ class Report:
     failures: list[str] = field(default_factory=list)
     compared: int = 0
 
-    def close(self, name: str, got: Tensor, expected: Tensor, tolerance: float = TOLERANCE, key: str | None = None) -> None:
-        """max|a-b| / max|b| within the larger of `tolerance` and ten times the recorded error of `key` (default `name`)."""
+    def close(
+        self, name: str, got: Tensor, expected: Tensor, tolerance: float = TOLERANCE, key: str | None = None
+    ) -> None:
+        """max|a-b| / max|b| within the larger of `tolerance` and ten times the recorded error of `key` (or `name`)."""
         self.compared += 1
         got, expected = got.detach().double().cpu(), expected.detach().double().cpu()
         if got.shape != expected.shape:
@@ -103,7 +105,8 @@ class Report:
             if got.shape != expected.shape:
                 self.failures.append(f"{name}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}")
             elif not torch.equal(got.cpu(), expected.to(got.dtype).cpu()):
-                self.failures.append(f"{name}: {int((got.cpu() != expected.cpu()).sum())} of {got.numel()} values differ")
+                different = int((got.cpu() != expected.cpu()).sum())
+                self.failures.append(f"{name}: {different} of {got.numel()} values differ")
         elif got != expected:
             self.failures.append(f"{name}: got {_short(got)}, expected {_short(expected)}")
 
@@ -114,12 +117,14 @@ class Report:
             got, expected = got[decided], expected[decided]
         self.equal(name, got, expected)
 
-    def gradients(self, module: nn.Module, order: list[str], expected: Tensor, named: Mapping[str, Tensor], prefix: str) -> None:
+    def gradients(
+        self, module: nn.Module, order: list[str], expected: Tensor, named: Mapping[str, Tensor], prefix: str
+    ) -> None:
         """Gradient norms of all parameters (-1 = none) and the stored full gradients, by our parameter names."""
         own = dict(module.named_parameters())
         none = torch.tensor(-1.0)
         norms = torch.stack([none if own[key].grad is None else own[key].grad.norm() for key in order])
-        self.close(f"{prefix}grad_norms", norms, expected, 1e-4, key="grad_norms")
+        self.close(f"{prefix}grad_norms", norms, expected, key="grad_norms")
         for key, gradient in named.items():
             self.close(f"{prefix}grad/{key}", own[key].grad, gradient, key=f"grad/{key}")
 

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "golden"
 KINDS = ("contracts", "wrappers", "tiny", "fullsize", "schedules")
 FAMILIES: dict[str, ModuleType] = {
-    info.name: importlib.import_module(f"{families.__name__}.{info.name}") for info in pkgutil.iter_modules(families.__path__)
+    info.name: importlib.import_module(f"{families.__name__}.{info.name}")
+    for info in pkgutil.iter_modules(families.__path__)
 }
 
 
@@ -63,8 +64,9 @@ def check(fixture: Fixture) -> Outcome:
     except Skip as reason:
         return Outcome(fixture.name, "skip", str(reason))
     except Exception as error:  # one broken fixture must not hide the others
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return Outcome(fixture.name, "fail", f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        return Outcome(fixture.name, "fail", f"{type(error).__name__}: {error} ({where})")
     if report.failures:
         more = f"; and {len(report.failures) - 3} more" if len(report.failures) > 3 else ""
         return Outcome(fixture.name, "fail", "; ".join(report.failures[:3]) + more)

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from tests.golden import models
 from tests.golden.fixture import Fixture, Report, Skip, filled
+from tokenizer.config import TokenizerConfig
 from tokenizer.legacy import from_released, to_released
 from tokenizer.losses.feature import feature_loss, semantic_loss
 from tokenizer.model import Tokenizer
 
 
 def matches(fixture: Fixture) -> bool:
-    about = fixture.about
-    released = about.get("config", {}) if fixture.kind == "fullsize" else about
-    model_class = about.get("model_class") or (released.get("model", {}) if isinstance(released, dict) else {}).get("model_cls")
-    return fixture.kind in ("tiny", "fullsize") and str(model_class).startswith("VQVitModel")
+    if fixture.kind == "fullsize":
+        config = fixture.about.get("config")
+        return isinstance(config, dict) and config["model"]["model_cls"].startswith("VQVitModel")
+    return fixture.kind == "tiny" and fixture.about.get("model_class", "").startswith("VQVitModel")
 
 
 def check(fixture: Fixture, report: Report) -> None:
@@ -25,7 +26,7 @@ def check(fixture: Fixture, report: Report) -> None:
         _check_released_size(fixture, report)
         return
     if fixture.about["init_args"].get("use_qk_norm"):
-        raise Skip("OPTIONAL: query/key LayerNorm and mean queries, which no released tokenizer has, are not built here")
+        raise Skip("OPTIONAL: query/key LayerNorm and mean queries are in no released tokenizer, so not built here")
     _check_small(fixture, report)
 
 
@@ -66,9 +67,10 @@ def _forward(model: Tokenizer, fixture: Fixture, report: Report) -> None:
     view = model.decode_vectors(quantized.vectors)
     head = model.decoder.transformer.distill_mlp
     codes = quantized.codes[:, : model.num_tokens]
+    features = view.features
     got = {
         "spatial": spatial, "pre_quant": latents, "quant": quantized.vectors, "decoded": view.images,
-        "rec_spatial": view.features.spatial, "inner_feat": head(view.features.inner), "probe_feat": view.features.inner,
+        "rec_spatial": features.spatial, "inner_feat": head(features.inner), "probe_feat": features.inner,
     }  # fmt: skip
     report.equal("indices", quantized.codes.flatten(), io["indices"])
     encoder = model.encoder.transformer
@@ -166,14 +168,14 @@ def _gradients(model: nn.Module, fixture: Fixture, report: Report, prefix: str) 
 
 
 def _check_released_size(fixture: Fixture, report: Report) -> None:
-    about, io = fixture.about, fixture.io
+    about = fixture.about
     given = about["config"]["model"]
     redundant = any("_comp" in key for key in about["fill"])
     config = models.gigatok(given["init_args"], about, grid_model="2D" in given["model_cls"], redundant=redundant)
     released_size(fixture, report, config)
 
 
-def released_size(fixture: Fixture, report: Report, config) -> None:
+def released_size(fixture: Fixture, report: Report, config: TokenizerConfig) -> None:
     """A tokenizer of released size, its weights from the formula, on one image. Also LlamaGen's."""
     about, io = fixture.about, fixture.io
     report.recorded = about.get("fp32_versus_fp64_max_relative_difference", {})

@@ -104,7 +104,8 @@ def _guidance_tables(table: dict, report: Report) -> None:
         start, end = [*map(float, window), *([0.05, 1.0][len(window) :])]
         scales = Guidance(table["cfg_scale"], schedule, window_start=start, window_end=end).scales(num_tokens)
         report.equal(f"guidance/{case} first", scales[0], table["cfg_scale"])
-        report.close(f"guidance/{case}", torch.tensor(scales[1:], dtype=torch.float64), torch.tensor(expected, dtype=torch.float64), 1e-12)
+        got, wanted = (torch.tensor(values, dtype=torch.float64) for values in (scales[1:], expected))
+        report.close(f"guidance/{case}", got, wanted, 1e-12)
 
 
 def _check_released_size(fixture: Fixture, report: Report) -> None:

@@ -123,7 +123,8 @@ class Objective:
             report.close(f"{case}/discriminator_loss_{call}", loss, torch.tensor(expected))
 
     def _generator_parts(
-        self, settings: dict[str, Any], images: Tensor, recon: Tensor, last: Tensor, direct: Tensor | None, balance: float
+        self, settings: dict[str, Any], images: Tensor, recon: Tensor, last: Tensor, direct: Tensor | None,
+        balance: float,
     ) -> dict[str, Tensor]:
         pixel = LOSSES[settings["reconstruction_loss"]](WeightConfig(settings["reconstruction_weight"]))
         factor = settings["perceptual_weight"]
