@@ -28,13 +28,15 @@ def load_tokenizer(
 
     Raises: UserError if image_size or tok_config disagree with the checkpoint.
     """
-    config: str | dict[str, int] | None = None
-    if resolve_folder(path).is_file():  # Released files bring no config; convolutions take images of any size.
-        config = tok_config or ({"image_size": image_size} if image_size else None)
-    model = tokenizers.load(path, weights, device, config)
+    released = resolve_folder(path).is_file()
+    # Released files bring no config of their own, so the one that is stated is theirs.
+    model = tokenizers.load(path, weights, device, tok_config if released else None)
+    if released and image_size and model.config.encoder["name"] == "cnn":
+        # Convolutions take images of any size, and their files do not say which.
+        model = tokenizers.load(path, weights, device, dataclasses.replace(model.config, image_size=image_size))
     if image_size not in (None, model.image_size):
         raise UserError(f"--image-size is {image_size}, tokenizer {str(path)!r} has {model.image_size}; leave it out")
-    if tok_config:
+    if tok_config and not released:
         stated = resolve(TokenizerConfig, read_yaml(tok_config).get("model", {}), where="model")
         if dataclasses.asdict(stated) != dataclasses.asdict(model.config):
             raise UserError(f"{tok_config!r} describes another tokenizer than {str(path)!r} holds; leave the flag out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ def _from_file(path: Path, weights: str, config: Stated) -> tuple[TokenizerConfi
     name, named_as_released = family(released.tensors, str(path))
     tensors = from_released(released.tensors, name) if named_as_released else released.tensors
     if isinstance(config, TokenizerConfig | str | Path):
-        return stated_config(config), tensors
+        return _with_its_layout(stated_config(config), tensors, path), tensors
     beside = path.with_name("config.json")
     if not named_as_released and path.name == "model.safetensors" and beside.is_file():
         return stated_config(read_config(path.parent)["model"]), tensors
@@ -74,6 +75,17 @@ def _from_file(path: Path, weights: str, config: Stated) -> tuple[TokenizerConfi
     where = f" (its {released.part!r})" if released.part else ""
     print(f"{path}{where}: {_describe(recognised)}", file=sys.stderr)
     return recognised, tensors
+
+
+def _with_its_layout(config: TokenizerConfig, tensors: Mapping[str, Tensor], path: Path) -> TokenizerConfig:
+    """ReTok and GigaTok ship configs of one name: whether there are redundant tokens, the file decides."""
+    table = tensors.get("decoder.transformer.latent_token_positional_embedding_comp")
+    redundant = 0 if table is None else len(table)
+    if redundant == config.layout.redundant:
+        return config
+    stated = config.layout.redundant
+    print(f"{path}: has {redundant} redundant tokens, not {stated} as its config says", file=sys.stderr)
+    return dataclasses.replace(config, layout=dataclasses.replace(config.layout, redundant=redundant))
 
 
 def _describe(config: TokenizerConfig) -> str:
