@@ -22,6 +22,8 @@ JOBS = {
     "train_c2i.sh": "autoregressive.train",
     "sample_c2i_visualization.sh": "autoregressive.sample",
     "sample_c2i_search_cfg.sh": "evaluations.generation",
+    "convert_checkpoint.sh": "autoregressive.convert",
+    "download_checkpoints.sh": "autoregressive.download",
     "quickstart.sh": "evaluations.quickstart",
     "test.sh": "pytest",
 }
