@@ -134,12 +134,22 @@ class Tokenizer(nn.Module, HubModel):
 
     def tokenize(self, images: Tensor, num_tokens: int | None = None) -> list[Tensor]:
         """images (B,3,H,W) -> B tensors of the first `num_tokens` (default all N) codes."""
+        if num_tokens is not None and not 1 <= num_tokens <= self.num_tokens:
+            raise UserError(f"num_tokens={num_tokens}; this tokenizer makes 1 to {self.num_tokens} tokens per image")
         return list(self.encode(images)[:, :num_tokens])
 
     def detokenize(self, tokens: list[Tensor]) -> Tensor:
-        """Token sequences of any lengths 1..N -> images (B,3,H,W), each as if decoded alone."""
-        lengths = torch.tensor([len(sequence) for sequence in tokens], device=tokens[0].device)
-        if not self.is_1d or (lengths == lengths[0]).all():
+        """Token sequences of any lengths 1..N -> images (B,3,H,W), each as if decoded alone.
+
+        Redundant tokens behind the N (ReTok has 480 in all) are not looked at. A 2D tokenizer needs all N.
+        """
+        counts = [len(sequence) for sequence in tokens]
+        shortest, longest = (1, self.config.layout.extended) if self.is_1d else (self.num_tokens, self.num_tokens)
+        if not counts or min(counts) < shortest or max(counts) > longest:
+            raise UserError(f"got {counts} tokens per image; this tokenizer decodes {shortest} to {self.num_tokens}")
+        tokens = [sequence[: self.num_tokens] for sequence in tokens]
+        counts = [len(sequence) for sequence in tokens]
+        if len(set(counts)) == 1:
             return self.decode(torch.stack(tokens))
         padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-        return self.decode(padded, lengths)
+        return self.decode(padded, torch.tensor(counts, device=padded.device))
