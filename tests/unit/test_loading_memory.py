@@ -1,0 +1,61 @@
+"""Loading a model takes little more memory than the model itself, and nothing before its weights are used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config import parse
+from tokenizer.config import TrainConfig
+from tokenizer.legacy import to_released
+from tokenizer.model import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+MEASURE = """
+import json, resource, sys
+import torch
+from tokenizer.loading import load_tokenizer
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def now():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+torch.set_num_threads(1)
+before = now()
+model = load_tokenizer(sys.argv[1], "ema", "cpu", None)
+loaded = peak() - before
+total = sum(value.sum().item() for value in model.state_dict().values())  # every weight is read once
+own = sum(value.nbytes for value in model.state_dict().values())
+print(json.dumps({"own": own, "loaded": loaded, "used": peak() - before, "total": total}))
+"""
+
+
+def write_sparse(name: str, path: Path) -> None:
+    """A released file of the right size whose weights are holes on the disk, so zeros."""
+    settings = parse(TrainConfig, ["--config", str(ROOT / f"configs/vq/{name}.yaml"), "data.root=images"])
+    with torch.device("meta"):
+        state = to_released(Tokenizer(settings.model).state_dict(), "hybrid_1d")
+    # Memory that is never touched is never taken.
+    tensors = {key: torch.empty(value.shape, dtype=value.dtype) for key, value in state.items()}
+    with torch.serialization.skip_data():
+        torch.save({"model": tensors}, path)
+
+
+@pytest.mark.parametrize("name", ["VQ_SS256", pytest.param("VQ_XLXXL256", marks=pytest.mark.slow)])
+def test_memory(name, tmp_path):
+    write_sparse(name, tmp_path / "a.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "a.pt")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["own"] >= 4 * 136_073_227
+    assert measured["loaded"] < 0.3 * measured["own"]
+    assert measured["own"] * 0.9 < measured["used"] < 1.2 * measured["own"]
