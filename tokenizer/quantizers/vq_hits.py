@@ -37,5 +37,5 @@ class HitCountQuantizer(VectorQuantizer):
     @torch.no_grad()
     def _remember(self, codes: Tensor) -> None:
         counts = dist.all_reduce_sum(torch.bincount(codes, minlength=self.codebook_size).float())
-        decay = 0.0 if not self.hits.any() else 0.9 if self.steps < 100 else 0.99
+        decay = 0.0 if not self.hits.any() else 0.9 if self.step < 100 else 0.99
         self.hits.mul_(decay).add_(counts, alpha=1 - decay)

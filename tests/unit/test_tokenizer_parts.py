@@ -1,0 +1,179 @@
+"""Parts beside the released hybrids: adversarial losses, LeCam, perturbation, hit counts, RobusTok's transformers."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.optim import rate
+from common.settings import OptimConfig
+from tests.unit.test_released_files import make
+from tokenizer.losses.adversarial import (
+    LeCam,
+    adaptive_weight,
+    hinge_generator,
+    non_saturating_generator,
+    swapped_discriminator,
+    swapped_generator,
+    vanilla_discriminator,
+)
+from tokenizer.losses.feature import contrastive_loss, feature_loss
+from tokenizer.quantizers.perturbation import anneal, perturb
+from tokenizer.quantizers.vq import VectorQuantizer
+from tokenizer.quantizers.vq_hits import HitCountQuantizer
+from tokenizer.teachers import HALF, IMAGENET, prepare
+
+
+def test_the_non_saturating_game_pulls_both_ways_and_the_swapped_one_does_not():
+    real, fake = torch.randn(50).requires_grad_(), torch.randn(50).requires_grad_()
+    vanilla_discriminator(real, fake).backward()
+    assert (real.grad < 0).all() and (fake.grad > 0).all()
+    real.grad = fake.grad = None
+    swapped_discriminator(real, fake).backward()
+    assert torch.allclose(real.grad, torch.tensor(-0.5 / 50)) and (fake.grad == 0).all()
+    fake.grad = None
+    non_saturating_generator(fake).backward()
+    assert (fake.grad < 0).all() and fake.grad.std() > 0
+    assert (swapped_generator(fake) - hinge_generator(fake)).item() == pytest.approx(math.log1p(math.e))
+
+
+def test_adaptive_weight_balances_the_gradients():
+    last = torch.randn(3).requires_grad_()
+    strong, weak = (last * torch.tensor([3.0, 0, 0])).sum(), (last * torch.tensor([0, 1.0, 0])).sum()
+    assert adaptive_weight(strong, weak, last) == pytest.approx(3.0, rel=1e-3)
+    assert adaptive_weight(strong, weak * 0, last) == 1e4
+    assert not adaptive_weight(strong, weak, last).requires_grad
+
+
+def test_lecam_follows_the_batches_then_averages_them():
+    lecam = LeCam(decay=0.9, settle=2)
+    for step, value in enumerate((1.0, 2.0, 3.0)):
+        lecam.update(torch.tensor([value]), torch.tensor([-value]), step)
+    assert (lecam.real, lecam.fake) == (pytest.approx(0.9 * 2 + 0.1 * 3), pytest.approx(-2.1))
+    logits = torch.tensor([2.1, -2.1])
+    assert lecam.penalty(logits[:1], logits[1:]) == pytest.approx(2 * 4.2**2)
+
+
+def test_feature_losses():
+    a = torch.randn(2, 5, 3, 3)
+    assert feature_loss(a, a) == 0 and feature_loss(a, 3 * a, "cosine") == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(UserError, match="mse or cosine"):
+        feature_loss(a, a, "l3")
+    features = torch.eye(4)
+    assert contrastive_loss(features, features, 100.0) < 1e-3 < contrastive_loss(features, features.roll(1, 0), 100.0)
+
+
+# ----------------------------------------------------------------------------------------------- perturbation
+
+
+@pytest.fixture
+def quantizer() -> VectorQuantizer:
+    torch.manual_seed(0)
+    config = VectorQuantizer.Config(codebook_size=32, codebook_dim=4, rotation=False)
+    return VectorQuantizer(config).eval()
+
+
+def perturbed(quantizer: VectorQuantizer, latents: torch.Tensor, rate: float, strength: int, chosen: list[bool]):
+    count = latents.shape[0] * latents.shape[2] * latents.shape[3]
+    generator = torch.Generator().manual_seed(3)
+    draws = torch.rand(count, generator=generator), torch.randint(strength, (count,), generator=generator)
+    vectors = quantizer(latents).vectors
+    return perturb(quantizer, latents, vectors, torch.tensor(chosen), rate, strength, *draws), vectors
+
+
+def test_perturbation_that_is_off_changes_nothing(quantizer):
+    latents = torch.randn(2, 4, 3, 3)
+    for rate_, strength, chosen in ((0.0, 9, [True, True]), (1.0, 1, [True, True]), (1.0, 9, [False, False])):
+        out, vectors = perturbed(quantizer, latents, rate_, strength, chosen)
+        torch.testing.assert_close(out, vectors)
+
+
+def test_perturbed_tokens_are_near_codes_of_the_chosen_images(quantizer):
+    latents = torch.randn(2, 4, 3, 3)
+    out, vectors = perturbed(quantizer, latents, 1.0, 5, [False, True])
+    assert torch.equal(out[0], vectors[0]) and not torch.equal(out[1], vectors[1])
+    rows = torch.nn.functional.normalize(latents[1].flatten(1).t(), dim=1)
+    ranks = torch.cdist(rows, quantizer.codebook()).argsort(dim=1)
+    for place, row in enumerate(out[1].flatten(1).t()):
+        nearest = (quantizer.codebook() - row).norm(dim=1).argmin()
+        assert nearest in ranks[place, :5] and (quantizer.codebook()[nearest] - row).norm() < 1e-5
+
+
+def test_a_pool_that_cannot_be_is_refused(quantizer):
+    for strength in (0, 33):
+        with pytest.raises(UserError, match="expected 1 to codebook_size=32"):
+            latents, draws = torch.zeros(1, 4, 1, 1), torch.zeros(1)
+            perturb(quantizer, latents, latents, torch.tensor([True]), 1.0, strength, draws, draws)
+
+
+def test_annealing_is_continuous_for_every_end():
+    for end in (0.0, 0.25, 0.5, 1.0):
+        values = [anneal(epoch, 40, 120, end) for epoch in range(200)]
+        assert values[40] == 1.0 and values[120:] == [end] * 80 and values == sorted(values, reverse=True)
+        assert max(a - b for a, b in pairwise(values)) < 0.013
+    assert anneal(5, 5, 5, 0.5) == 1.0 and anneal(6, 5, 5, 0.5) == 0.5
+
+
+# ------------------------------------------------------------------------------------------------- RobusTok
+
+
+def test_hit_counts_follow_what_is_chosen():
+    quantizer = HitCountQuantizer(HitCountQuantizer.Config(codebook_size=8, codebook_dim=4)).train()
+    assert quantizer.usage() == 0
+    latents = quantizer.codebook().detach()[:2].repeat(50, 1).t().reshape(1, 4, 10, 10)
+    quantizer(latents)
+    assert quantizer.hits.tolist() == [50, 50, 0, 0, 0, 0, 0, 0] and quantizer.usage() == 0.25
+    quantizer(latents.flip(3))
+    assert quantizer.hits.sum() == pytest.approx(100)
+
+
+def test_a_teacher_inside_a_tokenizer_is_frozen_and_stays_in_evaluation():
+    model = make("dino_vit").train()
+    assert not model.teacher.training and not any(p.requires_grad for p in model.teacher.parameters())
+    assert model.encoder.training
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert model.teacher(images).shape == (2, 4, 64)
+
+
+def test_robustok_refuses_what_does_not_fit():
+    for changes, message in (
+        ({"layout": {"num_tokens": 9}}, "num_tokens=4"), ({"z_channels": 32}, "z_channels=64"),
+        ({"image_size": 40}, "no multiple of patch=16"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            make("dino_vit", **changes)
+
+
+def test_teachers_see_normalised_images_of_their_size():
+    white = torch.ones(1, 3, 16, 16)
+    for resize_first in (False, True):
+        shown = prepare(white, 28, IMAGENET, resize_first)
+        assert shown.shape == (1, 3, 28, 28)
+        torch.testing.assert_close(shown[0, :, 0, 0], (1 - torch.tensor(IMAGENET[0])) / torch.tensor(IMAGENET[1]))
+    torch.testing.assert_close(prepare(white, 16, HALF, True), white)
+
+
+# ------------------------------------------------------------------------------------------------- schedules
+
+
+def test_cooldowns_end_where_they_should():
+    for shape in ("sqrt", "linear", "cosine", "square", "1.5"):
+        config = OptimConfig(lr=1.0, schedule="wsd", cooldown_fraction=0.5, cooldown_shape=shape, end_lr=0.1)
+        values = [rate(config, step, 100) for step in range(101)]
+        assert values[:51] == [1.0] * 51 and values[100] == pytest.approx(0.1)
+        assert values == sorted(values, reverse=True)
+    with pytest.raises(UserError, match="cooldown_shape got 'steep'"):
+        rate(OptimConfig(schedule="wsd", cooldown_shape="steep"), 90, 100)
+
+
+def test_epochs_hold_their_rate():
+    config = OptimConfig(lr=1.0, schedule="cosine_epochs", epoch_steps=10, warmup=10, warmup_lr=0.5)
+    values = [rate(config, step, 100) for step in range(100)]
+    assert all(len(set(values[epoch * 10 : epoch * 10 + 10])) == 1 for epoch in range(10))
+    assert values[0] == 0.5 and values[10] == pytest.approx(0.5 * (1 + math.cos(0.1 * math.pi)))
+    with pytest.raises(UserError, match="cosine_epochs or wsd"):
+        rate(OptimConfig(schedule="cosin"), 0, 1)
