@@ -80,9 +80,9 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, position) for one rank of an endless shuffled stream, from `start_step` on."""
 
     def __init__(self, count: int, batch_size: int, rank: int, ranks: int, seed: int, start_step: int, steps: int):
-        if batch_size % ranks:
+        if batch_size < 1 or batch_size % ranks:
             raise UserError(
-                f"data.batch_size={batch_size} does not divide over {ranks} processes; choose a multiple of {ranks}"
+                f"data.batch_size={batch_size} does not divide over {ranks} processes; expected a multiple of {ranks}"
             )
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.local = rank, batch_size // ranks

@@ -54,7 +54,8 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """
     if precision not in ("none", "bf16"):
         raise UserError(f"run.precision got {precision!r}; expected none or bf16")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    kind = device.type if device.type in ("cpu", "cuda") else "cpu"  # shapes are checked on the meta device
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

@@ -50,6 +50,7 @@ class TrainingPass(nn.Module):
     def forward(self, images: Tensor, plan: Plan) -> Pass:
         tokenizer = self.tokenizer
         latents, spatial = tokenizer.latents(images)
+        tokenizer.quantizer.step = plan.step
         quantized = tokenizer.quantizer(latents)
         views = [tokenizer.decode_vectors(quantized.vectors, plan.num_tokens)]
         if plan.also_num_tokens is not None:

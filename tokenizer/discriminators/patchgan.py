@@ -21,16 +21,15 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or dist.size() == 1:
             return super().forward(x)
         x32 = x.float()
-        moments = torch.stack([x32.mean(dim=(0, 2, 3)), x32.square().mean(dim=(0, 2, 3))])
-        mean, square = dist.all_reduce_sum(moments) / dist.size()
-        var = (square - mean.square()).clamp_min(0)
+        mean = dist.all_reduce_sum(x32.mean(dim=(0, 2, 3))) / dist.size()
+        var = dist.all_reduce_sum((x32 - mean[:, None, None]).square().mean(dim=(0, 2, 3))) / dist.size()
         count = x.numel() // x.shape[1] * dist.size()
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(var + self.eps)
-        return (x32 * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+        return ((x32 - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class PatchGan(nn.Module):

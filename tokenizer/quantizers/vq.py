@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common import dist
 from common.config import opt
+from common.loop import autocast
 
 USAGE_WINDOW = 65536
 
@@ -52,7 +53,7 @@ class VectorQuantizer(nn.Module):
         if config.l2_norm:
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
         # On the CPU even when the model is built on the meta device, since no checkpoint brings it.
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
+        self.step = 0  # the training step, which the trainer keeps up to date
         self._start_usage()
 
     def _start_usage(self) -> None:
@@ -81,7 +82,7 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (B,e,H,W) -> vectors of the same shape and dtype fp32, codes (B,H*W)."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with autocast("none", latents.device):
             batch, dim, height, width = latents.shape
             rows = latents.float().permute(0, 2, 3, 1).reshape(-1, dim)
             if self.config.l2_norm:
@@ -111,8 +112,7 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _refresh(self, rows: Tensor) -> None:
         """Move unused codes onto latents of this batch. Source: NesTok, usage-driven codebook refresh."""
-        self.steps += 1
-        if not self.config.refresh_every or self.steps % self.config.refresh_every:
+        if not self.config.refresh_every or self.step == 0 or self.step % self.config.refresh_every:
             return
         dead = (dist.all_reduce_sum(self.seen()) == 0).nonzero().flatten()
         spread = torch.linspace(0, len(rows) - 1, len(dead), device=rows.device).long()

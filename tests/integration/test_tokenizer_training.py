@@ -1,0 +1,246 @@
+"""Tokenizer training as a job: one step of every part, ranks, resume, freezing, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from PIL import Image
+
+import tokenizer
+from common import checkpoint, config, dist
+from common.data import ImageFolder, stream
+from common.dist import World
+from common.loop import step_generator
+from tokenizer.config import TrainConfig
+from tokenizer.legacy import TRAIN_FLAGS
+from tokenizer.regularizers.base import Plan
+from tokenizer.trainer import TokenizerTrainee
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = [*sorted((ROOT / "configs").glob("vq/*.yaml")), ROOT / "configs/quickstart/tokenizer.yaml"]
+SMALL = """
+model:
+  image_size: 32
+  z_channels: 32
+  init: fan_in
+  layout: {num_tokens: 16, redundant: 8}
+  encoder: {name: hybrid_1d, cnn: {channels: 32, multipliers: [1, 1], patch: 4, blocks: 1}, transformer: {width: 32, layers: 2, heads: 2}}
+  decoder:
+    name: hybrid_1d
+    cnn: {channels: 32, multipliers: [1, 1], patch: 4, blocks: 1}
+    transformer: {width: 32, layers: 2, heads: 2}
+    semantic_head: {depth: 1, width: 112}
+  quantizer: {name: vq, codebook_size: 64, entropy_weight: 0.1, refresh_every: 2}
+data: {batch_size: 4}
+run: {steps: 6, checkpoint_every: 2, keep_last: 9, milestone_every: 0, precision: none, device: cpu}
+optim: {lr: 1.0e-3, warmup: 2}
+losses: {perceptual: {name: efficientnet_lite0, strides: [4, 8]}}
+adversary: {start: 0, discriminator: {name: patchgan, channels: 16, layers: 1}}
+regularizers:
+  nested_dropout: {min_tokens: 2}
+  semantic: {teacher: {name: efficientnet_lite0}, schedule: linear}
+  shortcut: {until: 3}
+ema_decay: 0.9
+log: {every: 1}
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tokenizer")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / "images" / name).mkdir(parents=True)
+        for index in range(6):
+            colours = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(colours).resize((40, 36)).save(root / "images" / name / f"{index}.png")
+    (root / "small.yaml").write_text(SMALL)
+    return root
+
+
+def settings(folder: Path, out: Path, *words: str) -> TrainConfig:
+    given = ["--config", f"{folder}/small.yaml", "--data-path", f"{folder}/images", "--out", str(out), *words]
+    return config.parse(TrainConfig, given, aliases=TRAIN_FLAGS)
+
+
+def job(folder: Path, out: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tokenizer.train", "--config", f"{folder}/small.yaml", "--out", str(out), *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+# ------------------------------------------------------------------------------------------------------- configs
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_built_and_takes_a_step(path: Path) -> None:
+    """On the meta device: every shape is computed and every gradient exists, nothing is allocated.
+
+    LPIPS and DINOv2 weights are not in the repository: the embedded networks take their places.
+    """
+    words = ["--config", str(path), "run.out=x", "run.steps=10", "data.root=x", "run.device=cpu", "run.precision=none"]
+    raw = config.parse(TrainConfig, words)
+    words += ["losses.perceptual.name=efficientnet_lite0"] * bool("perceptual" in raw.losses)
+    if "semantic" in raw.regularizers:
+        words += ["regularizers.semantic.teacher.name=efficientnet_lite0", "model.decoder.semantic_head.width=112"]
+    if "shortcut" in raw.regularizers:
+        words.append("regularizers.shortcut.until=10")
+    if raw.adversary:
+        words += ["adversary.start=0", "adversary.discriminator.name=patchgan"]
+    if raw.init:
+        words.append("init=null")
+    chosen = config.parse(TrainConfig, words)
+    with torch.device("meta"):
+        trainee = TokenizerTrainee(chosen, World(0, 1, torch.device("meta")))
+    size = chosen.model.image_size
+    logged = trainee.step({"pixels": torch.empty(2, size, size, 3, dtype=torch.uint8, device="meta")}, 0)
+    assert {"train/loss", "train/loss_recon"} <= logged.keys()
+    frozen = {name for name, p in trainee.tokenizer.named_parameters() if not p.requires_grad}
+    without = {name for name, p in trainee.tokenizer.named_parameters() if p.grad is None}
+    assert without == frozen
+
+
+# --------------------------------------------------------------------------------------------------------- ranks
+
+
+def _first_step(rank: int, ranks: int, folder: Path, out: Path, port: int) -> None:
+    if ranks > 1:
+        torch.set_num_threads(1)
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    chosen = settings(folder, out, "optim.max_grad_norm=0", "model.init=released")
+    trainee = TokenizerTrainee(chosen, dist.init("cpu"))
+    data = ImageFolder(chosen.data.root, 32, "random", True, 0)
+    batch = next(iter(stream(data, 4, rank, ranks, 0, 0, 1)))
+    logged = dist.mean(trainee.step(batch, 0))
+    if rank == 0:
+        modules = {"tokenizer": trainee.tokenizer, "discriminator": trainee.adversary.module}
+        gradients = {
+            f"{name}.{key}": value.grad
+            for name, module in modules.items()
+            for key, value in module.named_parameters()
+            if value.requires_grad
+        }
+        torch.save({"logged": logged, "gradients": gradients}, out)
+    dist.close()
+
+
+def test_two_ranks_compute_what_one_does(folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port = opened.getsockname()[1]
+    _first_step(0, 1, folder, tmp_path / "one", port)
+    torch.multiprocessing.spawn(_first_step, (2, folder, tmp_path / "two", port), nprocs=2)
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
+    for key in one["logged"]:
+        if key not in ("train/codebook_usage", "train/grad_norm"):
+            assert two["logged"][key] == pytest.approx(one["logged"][key], rel=1e-5, abs=1e-6), key
+    assert one["gradients"].keys() == two["gradients"].keys()
+    whole, difference = (
+        torch.stack([value.double().norm() for value in values]).norm()
+        for values in (
+            one["gradients"].values(),
+            [two["gradients"][key] - value for key, value in one["gradients"].items()],
+        )
+    )
+    assert difference <= 1e-5 * whole
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_ranks_agree_on_what_is_kept(folder: Path, per_sample: bool) -> None:
+    chosen = settings(folder, Path("x"), f"regularizers.nested_dropout.per_sample={per_sample}")
+    dropout = TokenizerTrainee(chosen, World(0, 1, torch.device("cpu"))).regularizers[0]
+    layout = chosen.model.layout
+    drawn = []
+    for rank, count in ((0, 8), (0, 4), (1, 4)):
+        plan = Plan(3, 0, count, rank, layout)
+        dropout.plan(plan)
+        drawn.append(plan.num_tokens)
+    if per_sample:
+        assert torch.equal(drawn[0], torch.cat(drawn[1:])) and drawn[0].unique().numel() > 1
+    else:
+        assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_kept_lengths_are_uniform_over_the_extended_sequence(folder: Path) -> None:
+    chosen = settings(folder, Path("x"))
+    dropout = TokenizerTrainee(chosen, World(0, 1, torch.device("cpu"))).regularizers[0]
+    lengths = torch.cat([dropout.draw(1, Plan(step, 0, 1, 0, chosen.model.layout)) for step in range(10000)])
+    counts = torch.bincount(lengths, minlength=25)[2:]
+    expected = 10000 / 23
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert lengths.min() == 2 and lengths.max() == 24 and chi_square < 48.3  # 99.9% quantile with 22 degrees of freedom
+
+
+# ------------------------------------------------------------------------------------------------------ the job
+
+
+def test_a_run_resumes_bit_for_bit_and_its_checkpoint_loads(folder: Path, tmp_path: Path) -> None:
+    words = ("--data-path", f"{folder}/images")
+    for name, stops in (("whole", [""]), ("cut", ["run.stop_at=3", ""])):
+        for stop in stops:
+            done = job(folder, tmp_path / name, *words, *filter(None, [stop]))
+            assert done.returncode == 0, done.stderr
+    folders = [checkpoint.newest(tmp_path / name) for name in ("whole", "cut")]
+    for file in ("model", "ema", "discriminator"):
+        one, two = (checkpoint.read_weights(found, file) for found in folders)
+        assert all(torch.equal(one[key], two[key]) for key in one), file
+    losses = [
+        [json.loads(line)["train/loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    model = tokenizer.load(tmp_path / "cut")
+    images = torch.rand(2, 3, 32, 32, generator=step_generator(0, 0)) * 2 - 1
+    assert model.decode(model.encode(images)[:, :5]).shape == (2, 3, 32, 32)
+
+
+def test_frozen_parts_stay_as_they_are_and_codes_with_them(folder: Path, tmp_path: Path) -> None:
+    done = job(folder, tmp_path / "first", "--data-path", f"{folder}/images")
+    assert done.returncode == 0, done.stderr
+    words = [f"init={tmp_path / 'first'}", "freeze=[encoder,quant_conv,quantizer]", "regularizers.shortcut=null"]
+    tuned = job(folder, tmp_path / "second", "--data-path", f"{folder}/images", *words)
+    assert tuned.returncode == 0, tuned.stderr
+    before, after = tokenizer.load(tmp_path / "first"), tokenizer.load(tmp_path / "second")
+    images = torch.rand(4, 3, 32, 32, generator=step_generator(0, 1)) * 2 - 1
+    codes = before.encode(images)
+    assert torch.equal(codes, after.encode(images))
+    assert not torch.equal(before.decode(codes), after.decode(codes))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data-path", "nowhere"], "'nowhere' does not exist"),
+        (["--dta-path", "x"], "unknown flag '--dta-path' (did you mean 'data-path'?)"),
+        (["data.root=x", "optim.lrr=1"], "unknown key 'optim.lrr'"),
+        (["data.root={images}", "losses.perceptual.name=lpips"], "vgg16-397923af.pth"),
+        (["data.root={images}", "regularizers.semantic.teacher.name=dinov2_vitb14"], "efficientnet_lite0"),
+        (["data.root={images}", "init=nowhere"], "no checkpoint at 'nowhere'"),
+        (["data.root={images}", "freeze=[encodr]"], "'encodr'"),
+        (["data.root={corrupt}"], "bad.png"),
+        (["data.root={images}", "data.batch_size=0"], "data.batch_size"),
+        (["data.root={images}", "run.device=cuda"], "cuda"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_and_code_two(
+    folder: Path, tmp_path: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "bad.png").write_bytes(b"\x89PNG cut short")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    filled = [word.format(images=folder / "images", corrupt=tmp_path / "corrupt") for word in words]
+    done = job(folder, tmp_path / "out", *filled)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and said in last and "Traceback" not in done.stderr
