@@ -91,6 +91,15 @@ def _training(model: RAR, fixture: Fixture, report: Report, case: str) -> None:
     report.gradients(model, order, io[f"{case}/grad_norms"], named, f"{case}/")
 
 
+class _Beginning(Guidance):
+    """Only the first codes are stored, while the schedule runs over `whole` of them."""
+
+    whole: int
+
+    def scales(self, num_tokens: int) -> list[float]:
+        return super().scales(self.whole)[:num_tokens]
+
+
 def _check_released_size(fixture: Fixture, report: Report) -> None:
     about, io = fixture.about, fixture.io
     with torch.device("meta"):
@@ -102,12 +111,13 @@ def _check_released_size(fixture: Fixture, report: Report) -> None:
         logits = model.steps(shuffled, io["label"], io["order"])
         report.close("logits_at_positions", logits[0, about["positions"]], io["logits_at_positions"])
         report.close("loss", F.cross_entropy(logits[:, :-1].flatten(0, 1), shuffled.flatten()), io["loss"])
-        # Only the first codes are stored, while the schedule runs over a whole image.
         count, temperature = io["gen/tokens"].shape[1], 1.02
+        guidance = _Beginning(6.0, "power_cosine", power=1.15)
+        guidance.whole = model.num_tokens
         with recorded_logits() as seen:
             sampling = Sampling(temperature=temperature, greedy=True)
-            codes = generate(model, io["label"], guidance=_guidance(6.0, 1.15), sampling=sampling)
-    report.equal("gen/tokens", codes[:, :count], io["gen/tokens"])
-    best = torch.stack(seen[:count], 1).topk(5)
+            codes = generate(model, io["label"], count, guidance=guidance, sampling=sampling)
+    report.equal("gen/tokens", codes, io["gen/tokens"])
+    best = torch.stack(seen, 1).topk(5)
     report.equal("gen/top5_ids", best.indices, io["gen/top5_ids"])
     report.close("gen/top5_values", best.values / temperature, io["gen/top5_values"])
