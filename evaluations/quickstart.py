@@ -32,7 +32,7 @@ class QuickstartConfig:
     data: str = opt("data/photos", "folder of the image crops; made if it is not there")
     num_tokens: list[int] = opt([8, 16, 32, 64], "token counts that are measured and shown")
     num_samples: int = opt(520, "images sampled, classes taking turns")
-    cfg_scale: float = opt(1.5, "guidance scale of the samples")
+    cfg_scale: float = opt(2.0, "guidance scale of the samples")
     cfg_schedule: str = opt("constant", "guidance schedule of the samples")
     num_reference_images: int = opt(1300, "training images whose features samples are compared with")
 
