@@ -10,10 +10,11 @@ from common.errors import UserError
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule_runs_and_stays_in_range(schedule: str) -> None:
     scales = Guidance(3.0, schedule).scales(17)
-    assert len(scales) == 17 and scales[0] == 3.0
+    first = 1.0 if schedule == "power_cosine" else 3.0
+    assert len(scales) == 17 and scales[0] == first
     assert all(1.0 <= scale <= 3.0 + 1e-4 + 1e-12 for scale in scales)
     assert Guidance(1.0, schedule).scales(17) == [1.0] * 17
-    assert Guidance(3.0, schedule).scales(1) == [3.0]
+    assert Guidance(3.0, schedule).scales(1) == [first]
 
 
 @pytest.mark.parametrize(("num_tokens", "first_guided"), [(256, 46), (128, 23), (64, 12), (32, 6)])
@@ -28,6 +29,13 @@ def test_shapes_of_the_smooth_schedules() -> None:
     rising = Guidance(3.0, "sigmoid").scales(9)[1:]
     assert falling == sorted(falling, reverse=True) and falling[-1] == pytest.approx(1.0)
     assert rising == sorted(rising) and rising[3] == pytest.approx(2.0)
+
+
+def test_power_cosine_counts_from_the_first_code_and_sets_in_later_the_larger_its_power() -> None:
+    early, late = (Guidance(6.0, "power_cosine", power=power).scales(16) for power in (1.0, 2.75))
+    assert early == sorted(early) and early[0] == 1.0 and early[8] == pytest.approx(3.5)
+    assert all(a > b for a, b in zip(early[1:], late[1:], strict=True))
+    assert Guidance(6.0, "power_cosine", power=0.0).scales(4) == [6.0] * 4
 
 
 def test_interval_ends_guidance() -> None:

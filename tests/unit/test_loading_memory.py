@@ -17,15 +17,18 @@ from tokenizer.model import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """
-import json, resource, sys
+import json, sys
 import torch
 from tokenizer.loading import load_tokenizer
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+
+def peak():  # not ru_maxrss, which begins with what the process that started this one had
+    return kilobytes("VmHWM")
 
 def now():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+    return kilobytes("VmRSS")
 
 torch.set_num_threads(1)
 before = now()

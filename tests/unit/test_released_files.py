@@ -46,7 +46,7 @@ SMALL = {
         "quantizer": {"name": "vq", "codebook_size": 40, "codebook_dim": 8},
     },
     "cnn": {
-        "image_size": 256, "z_channels": 32,
+        "image_size": 16, "z_channels": 32,
         "encoder": {"name": "cnn", **CNN, "attention": True},
         "decoder": {"name": "cnn", **CNN, "attention": True, "adaptive_norm": False, "depth_to_space": False},
         "quantizer": {"name": "vq", "codebook_size": 40, "codebook_dim": 8, "rotation": False},
@@ -93,7 +93,8 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> None:
 def test_a_file_in_the_papers_layout_loads_bit_identically_and_is_recognised(name, tmp_path, capsys):
     model = make(name)
     write_released(model, tmp_path / "released.pt")
-    again = tokenizer.load(tmp_path / "released.pt")
+    # Convolutions do not show the size of their images.
+    again = tokenizer.load(tmp_path / "released.pt", config={"image_size": 16} if name == "cnn" else None)
     same(model, again)
     assert f"recognised a {name} tokenizer" in capsys.readouterr().err
     wanted = dataclasses.asdict(model.config)
@@ -175,6 +176,7 @@ def test_a_config_can_be_given(tmp_path):
     write_released(model, tmp_path / "a.pt")
     assert tokenizer.load(tmp_path / "a.pt", config={"image_size": 384}).image_size == 384
     assert tokenizer.load(tmp_path / "a.pt", config=model.config).config == model.config
+    assert tokenizer.load(tmp_path / "a.pt").image_size == 256
     (tmp_path / "c.yaml").write_text("model: {image_size: 256}")
     with pytest.raises(UserError, match="do not fit this config"):
         tokenizer.load(tmp_path / "a.pt", config=tmp_path / "c.yaml")
