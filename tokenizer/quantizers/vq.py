@@ -52,7 +52,6 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / config.codebook_size, 1.0 / config.codebook_size)
         if config.l2_norm:
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
-        # On the CPU even when the model is built on the meta device, since no checkpoint brings it.
         self.step = 0  # the training step, which the trainer keeps up to date
         self._start_usage()
 
