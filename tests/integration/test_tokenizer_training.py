@@ -19,9 +19,11 @@ import tokenizer
 from common import checkpoint, config, dist
 from common.data import ImageFolder, stream
 from common.dist import World
+from common.errors import UserError
 from common.loop import step_generator
 from tokenizer.config import TrainConfig
 from tokenizer.legacy import TRAIN_FLAGS
+from tokenizer.model import Pass
 from tokenizer.regularizers.base import Plan
 from tokenizer.trainer import TokenizerTrainee
 
@@ -178,6 +180,46 @@ def test_kept_lengths_are_uniform_over_the_extended_sequence(folder: Path) -> No
     expected = 10000 / 23
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert lengths.min() == 2 and lengths.max() == 24 and chi_square < 48.3  # 99.9% quantile with 22 degrees of freedom
+
+
+def test_kept_lengths_can_be_rounded_up(folder: Path) -> None:
+    chosen = settings(folder, Path("x"), "regularizers.nested_dropout.multiple_of=5")
+    dropout = TokenizerTrainee(chosen, World(0, 1, torch.device("cpu"))).regularizers[0]
+    assert sorted(dropout.draw(1000, Plan(0, 0, 1, 0, chosen.model.layout)).unique().tolist()) == [5, 10, 15, 20, 24]
+
+
+def losses_of(folder: Path, *words: str, **plan: object) -> tuple[dict[str, torch.Tensor], TokenizerTrainee]:
+    off = ("adversary=null", "regularizers.semantic=null", "regularizers.shortcut=null")
+    chosen = settings(folder, Path("x"), *off, *words)
+    trainee = TokenizerTrainee(chosen, World(0, 1, torch.device("cpu")))
+    images = torch.rand(2, 3, 32, 32, generator=step_generator(0, 2)) * 2 - 1
+    made = trainee.plan(2, 0)
+    for name, value in plan.items():
+        setattr(made, name, value)
+    return trainee.generator_losses(images, made)[0], trainee
+
+
+def test_cross_length_adds_up_two_single_length_losses(folder: Path) -> None:
+    both, _ = losses_of(folder, "regularizers.nested_dropout=null", "regularizers.cross_length={}", also_num_tokens=5)
+    whole, _ = losses_of(folder, "regularizers.nested_dropout=null")
+    prefix, _ = losses_of(folder, "regularizers.nested_dropout=null", num_tokens=5)
+    for name in ("recon", "perceptual"):
+        assert both[name].item() == pytest.approx(whole[name].item() + prefix[name].item(), rel=1e-5)
+    assert both["vq"].item() == pytest.approx(whole["vq"].item())
+
+
+def test_the_alignment_target_carries_no_gradient(folder: Path) -> None:
+    words = ("regularizers.nested_dropout=null", "regularizers.cross_length={}", "regularizers.self_alignment={}")
+    losses, trainee = losses_of(folder, *words, also_num_tokens=5)
+    assert 0 < losses["self_alignment"].item() < 2
+    tokens = torch.randn(1, 8, 1, 16, requires_grad=True)
+    views = [trainee.tokenizer.decode_vectors(tokens, k) for k in (None, 5)]
+    done = Pass(views, None)
+    plan = Plan(0, 0, 1, 0, trainee.config.model.layout, also_num_tokens=5)
+    trainee.regularizers[-1].losses(torch.empty(0), done, plan)["self_alignment"].backward()
+    assert tokens.grad[..., :5].abs().max() > 0 and tokens.grad[..., 5:].abs().max() == 0
+    with pytest.raises(UserError, match="cross_length"):
+        losses_of(folder, "regularizers.self_alignment={}")
 
 
 # ------------------------------------------------------------------------------------------------------ the job

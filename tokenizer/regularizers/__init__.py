@@ -1,7 +1,15 @@
 """Regularizers: what a step decodes (plan) and which losses it adds. Each is switched on by its key in a config."""
 
+from tokenizer.regularizers.cross_length import CrossLength
 from tokenizer.regularizers.nested_dropout import NestedDropout
+from tokenizer.regularizers.self_alignment import SelfAlignment
 from tokenizer.regularizers.semantic import Semantic
 from tokenizer.regularizers.shortcut import Shortcut
 
-REGULARIZERS = {"nested_dropout": NestedDropout, "semantic": Semantic, "shortcut": Shortcut}
+REGULARIZERS = {
+    "cross_length": CrossLength,
+    "nested_dropout": NestedDropout,
+    "self_alignment": SelfAlignment,
+    "semantic": Semantic,
+    "shortcut": Shortcut,
+}

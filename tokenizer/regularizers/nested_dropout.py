@@ -22,6 +22,7 @@ class NestedDropout(Regularizer):
         min_tokens: int = opt(32, "smallest k")
         max_tokens: int | None = opt(None, "largest k; null = N+M")
         distribution: str = opt("uniform", "uniform | power2 (powers of two in the range, and the largest k)")
+        multiple_of: int = opt(1, "k is rounded up to a multiple of this: fewer shapes for kernels to be compiled for")
         per_sample: bool = opt(False, "one k per image instead of one per step")
         full_probability: float = opt(0.0, "chance of k = N regardless of the above")
 
@@ -44,6 +45,8 @@ class NestedDropout(Regularizer):
         else:
             choices = [2**i for i in range(largest.bit_length()) if config.min_tokens <= 2**i < largest] + [largest]
             lengths = torch.tensor(choices)[torch.randint(len(choices), (count,), generator=generator)]
+        step = self.config.multiple_of
+        lengths = ((lengths + step - 1) // step * step).clamp(max=largest)
         full = torch.rand(count, generator=generator) < config.full_probability
         return torch.where(full, plan.layout.num_tokens, lengths)
 
