@@ -60,7 +60,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """A CPU generator that is the same on every rank and after every resume."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 16 + stream)
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4096 + stream)
 
 
 class _Stop:

@@ -118,6 +118,8 @@ class TokenizerTrainee:
         config = self.config
         images = from_pixels(batch["pixels"])
         plan = self.plan(len(images), step)
+        # Parts that draw from the global generator (augmentation, drop path) repeat what they drew after a resume.
+        torch.manual_seed(plan.generator(stream=self.world.rank + 8).initial_seed())
         with loop.autocast(config.run.precision, self.world.device):
             losses, done = self.generator_losses(images, plan)
         total = sum(value for name, value in losses.items() if "@" not in name)
