@@ -7,7 +7,7 @@ from collections.abc import Callable
 from common.config import Alias
 from common.errors import UserError
 
-__all__ = ["EXTRACT_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS"]
+__all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS", "half"]
 
 
 def _only(flag: str, *values: str) -> Callable[[str], list[str]]:
@@ -31,7 +31,7 @@ def _switch(*entries: str) -> Callable[[str], list[str]]:
     return expand
 
 
-def _precision(key: str) -> Callable[[str], list[str]]:
+def half(key: str) -> Callable[[str], list[str]]:
     """fp16 of the papers means "half precision": bf16 has its speed and needs no loss scaling."""
     return lambda value: [f"{key}={'bf16' if value == 'fp16' else value}"]
 
@@ -74,7 +74,7 @@ TRAIN_FLAGS: dict[str, Alias] = {
     "global-seed": "run.seed",
     "ckpt-every": "run.checkpoint_every",
     "milestone-step": "run.milestone_every",
-    "mixed-precision": _precision("run.precision"),
+    "mixed-precision": half("run.precision"),
     "out": "run.out",
     "save-path": "run.out",
     "device": "run.device",
@@ -108,5 +108,5 @@ SAMPLE_FLAGS: dict[str, Alias] = {
     "class-idx": lambda value: [f"classes=[{value}]"],
     "global-seed": "seed",
     "per-proc-batch-size": "batch_size",
-    "precision": _precision("precision"),
+    "precision": half("precision"),
 }

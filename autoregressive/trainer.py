@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 import tokenizer as tokenizers
 from autoregressive.config import TrainConfig
+from autoregressive.validation import position_losses
 from common import checkpoint, dist, loop, optim
 from common.codes import CodeStore
 from common.config import build
@@ -152,22 +152,13 @@ class GeneratorTrainee:
     def validate(self) -> dict[str, float]:
         """Mean cross-entropy per code on the held-out store, every code once, labels shown."""
         model = self.ema.module if self.ema else self.model.eval()
-        total = mean_loss(model, self.held_out, self.world, self.config.run.precision, self.config.data.batch_size)
+        mine = share(len(self.held_out), self.world.rank, self.world.size)
+        size = max(1, self.config.data.batch_size // self.world.size)
+        pairs = ((batch["codes"], batch["label"]) for batch in batches(self.held_out, mine, size))
+        num_tokens, precision = self.source.num_tokens, self.config.run.precision
+        losses = position_losses(model, pairs, num_tokens, precision, self.world.device)
         self.wrapped.train()
-        return {"val/loss": total}
-
-
-@torch.no_grad()
-def mean_loss(model: torch.nn.Module, data: Dataset, world: World, precision: str, batch_size: int) -> float:
-    """Cross-entropy per code of a whole code store, averaged over all codes of all ranks' shares."""
-    total = torch.zeros((), dtype=torch.float64, device=world.device)
-    for batch in batches(data, share(len(data), world.rank, world.size), max(1, batch_size // world.size)):
-        codes, labels = batch["codes"].to(world.device), batch["label"].to(world.device)
-        with loop.autocast(precision, world.device):
-            logits = model(codes, labels)
-        total += F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum").double()
-    count = len(data) * data.num_tokens
-    return dist.mean({"sum": total})["sum"] * world.size / count
+        return {"val/loss": losses.mean().item()}
 
 
 def run(config: TrainConfig) -> None:

@@ -22,6 +22,7 @@ JOBS = {
     "train_c2i.sh": "autoregressive.train",
     "sample_c2i_visualization.sh": "autoregressive.sample",
     "sample_c2i_search_cfg.sh": "evaluations.generation",
+    "val_loss_c2i.sh": "evaluations.val_loss",
     "convert_checkpoint.sh": "autoregressive.convert",
     "download_checkpoints.sh": "autoregressive.download",
     "quickstart.sh": "evaluations.quickstart",
