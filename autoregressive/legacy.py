@@ -7,7 +7,7 @@ from collections.abc import Callable
 from common.config import Alias
 from common.errors import UserError
 
-__all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS", "half"]
+__all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS", "half", "switch"]
 
 
 def _only(flag: str, *values: str) -> Callable[[str], list[str]]:
@@ -21,7 +21,7 @@ def _only(flag: str, *values: str) -> Callable[[str], list[str]]:
     return check
 
 
-def _switch(*entries: str) -> Callable[[str], list[str]]:
+def switch(*entries: str) -> Callable[[str], list[str]]:
     """A flag without a value that stands for fixed entries."""
 
     def expand(value: str) -> list[str]:
@@ -40,10 +40,10 @@ COMMON_FLAGS: dict[str, Alias] = {"quant-way": _only("quant-way", "vq"), "gpt-ty
 
 MODEL_FLAGS: dict[str, Alias] = {
     "gpt-model": "model.size",
-    "gpt-2d": _switch("model.positions=rope2d"),
-    "qk-norm": _switch("model.qk_norm=true"),
-    "adaLN": _switch("model.adaln=full"),
-    "simple-adaLN": _switch("model.adaln=simple"),
+    "gpt-2d": switch("model.positions=rope2d"),
+    "qk-norm": switch("model.qk_norm=true"),
+    "adaLN": switch("model.adaln=full"),
+    "simple-adaLN": switch("model.adaln=simple"),
     "num-classes": "model.num_classes",
     "token-dropout-p": "model.token_dropout",
     "dropout-p": lambda value: [f"model.residual_dropout={value}", f"model.ffn_dropout={value}"],
@@ -56,7 +56,7 @@ EXTRACT_FLAGS: dict[str, Alias] = {
     "model-config": "tok_config",
     "crop-range": lambda value: [f"crop_ranges=[{value}]"],
     "num-workers": "workers",
-    "resume": _switch(),
+    "resume": switch(),
 }
 
 TRAIN_FLAGS: dict[str, Alias] = {
@@ -89,8 +89,8 @@ TRAIN_FLAGS: dict[str, Alias] = {
     "fract-decay": "optim.cooldown_fraction",
     "log-every": "log.every",
     "wandb-project": "log.wandb",
-    "no-wandb": _switch("log.wandb=null"),
-    "ema": _switch("ema_decay=0.9999"),
+    "no-wandb": switch("log.wandb=null"),
+    "ema": switch("ema_decay=0.9999"),
 }
 
 SAMPLE_FLAGS: dict[str, Alias] = {

@@ -23,6 +23,8 @@ JOBS = {
     "sample_c2i_visualization.sh": "autoregressive.sample",
     "sample_c2i_search_cfg.sh": "evaluations.generation",
     "val_loss_c2i.sh": "evaluations.val_loss",
+    "train_lin_probe.sh": "evaluations.linear_probe",
+    "train_lin_probe_gpt.sh": "evaluations.linear_probe",
     "convert_checkpoint.sh": "autoregressive.convert",
     "download_checkpoints.sh": "autoregressive.download",
     "quickstart.sh": "evaluations.quickstart",

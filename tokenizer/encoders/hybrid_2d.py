@@ -76,3 +76,7 @@ class GridTransformerEncoder(GridTransformer):
 
     def forward(self, spatial: Tensor) -> Tensor:
         return self.conv_out(self.to_map(self.tokens(spatial)[0]))
+
+    def features(self, spatial: Tensor) -> Tensor:
+        """Token features (B,G*G,D) after the last norm."""
+        return self.ln_post(self.tokens(spatial)[0])
