@@ -52,9 +52,12 @@ class TrainingPass(nn.Module):
         latents, spatial = tokenizer.latents(images)
         tokenizer.quantizer.step = plan.step
         quantized = tokenizer.quantizer(latents)
-        views = [tokenizer.decode_vectors(quantized.vectors, plan.num_tokens)]
+        vectors = quantized.vectors
+        if plan.perturbation:
+            vectors = tokenizer.quantizer.perturb(latents, quantized, plan.perturbation)
+        views = [tokenizer.decode_vectors(vectors, plan.num_tokens)]
         if plan.also_num_tokens is not None:
-            views.append(tokenizer.decode_vectors(quantized.vectors, plan.also_num_tokens))
+            views.append(tokenizer.decode_vectors(vectors, plan.also_num_tokens))
         done = Pass(views, quantized, spatial)
         if plan.semantic:
             done.extra["semantic"] = tokenizer.decoder.transformer.distill_mlp(views[0].features.inner)
@@ -72,7 +75,13 @@ class TokenizerTrainee:
         self.tokenizer = Tokenizer(config.model).to(world.device)
         if config.init:
             load_weights(self.tokenizer, config.init, "ema")
-        context = Context(self.tokenizer.grid, self.tokenizer.image_size, world.device)
+        context = Context(
+            self.tokenizer.grid,
+            self.tokenizer.image_size,
+            world.device,
+            num_codes=config.model.layout.extended if self.tokenizer.is_1d else self.tokenizer.num_tokens,
+            codebook_size=self.tokenizer.codebook_size,
+        )
         self.regularizers: list[Regularizer] = [
             build("tokenizer.regularizers:REGULARIZERS", mapping, context=context)
             for mapping in config.regularizers.values()

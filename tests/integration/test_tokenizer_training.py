@@ -28,6 +28,7 @@ from tokenizer.regularizers.base import Plan
 from tokenizer.trainer import TokenizerTrainee
 
 ROOT = Path(__file__).parents[2]
+CPU = World(0, 1, torch.device("cpu"))
 CONFIGS = [*sorted((ROOT / "configs").glob("vq/*.yaml")), ROOT / "configs/quickstart/tokenizer.yaml"]
 SMALL = """
 model:
@@ -159,7 +160,7 @@ def test_two_ranks_compute_what_one_does(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_ranks_agree_on_what_is_kept(folder: Path, per_sample: bool) -> None:
     chosen = settings(folder, Path("x"), f"regularizers.nested_dropout.per_sample={per_sample}")
-    dropout = TokenizerTrainee(chosen, World(0, 1, torch.device("cpu"))).regularizers[0]
+    dropout = TokenizerTrainee(chosen, CPU).regularizers[0]
     layout = chosen.model.layout
     drawn = []
     for rank, count in ((0, 8), (0, 4), (1, 4)):
@@ -174,7 +175,7 @@ def test_ranks_agree_on_what_is_kept(folder: Path, per_sample: bool) -> None:
 
 def test_kept_lengths_are_uniform_over_the_extended_sequence(folder: Path) -> None:
     chosen = settings(folder, Path("x"))
-    dropout = TokenizerTrainee(chosen, World(0, 1, torch.device("cpu"))).regularizers[0]
+    dropout = TokenizerTrainee(chosen, CPU).regularizers[0]
     lengths = torch.cat([dropout.draw(1, Plan(step, 0, 1, 0, chosen.model.layout)) for step in range(10000)])
     counts = torch.bincount(lengths, minlength=25)[2:]
     expected = 10000 / 23
@@ -184,14 +185,56 @@ def test_kept_lengths_are_uniform_over_the_extended_sequence(folder: Path) -> No
 
 def test_kept_lengths_can_be_rounded_up(folder: Path) -> None:
     chosen = settings(folder, Path("x"), "regularizers.nested_dropout.multiple_of=5")
-    dropout = TokenizerTrainee(chosen, World(0, 1, torch.device("cpu"))).regularizers[0]
+    dropout = TokenizerTrainee(chosen, CPU).regularizers[0]
     assert sorted(dropout.draw(1000, Plan(0, 0, 1, 0, chosen.model.layout)).unique().tolist()) == [5, 10, 15, 20, 24]
+
+
+def drawn(trainee: TokenizerTrainee, step: int, rank: int, count: int) -> list[torch.Tensor]:
+    """What the perturbation draws for one rank's `count` images."""
+    plan = Plan(step, 0, count, rank, trainee.config.model.layout)
+    trainee.regularizers[-1].plan(plan)
+    how = plan.perturbation
+    return [how.chosen, how.uniforms, how.ranks]
+
+
+def test_perturbation_belongs_to_the_step_and_the_place_in_the_global_batch(folder: Path) -> None:
+    words = ("regularizers.perturbation.beta=0.5", "regularizers.perturbation.delta=9")
+    trainee = TokenizerTrainee(settings(folder, Path("x"), *words), CPU)
+    whole = drawn(trainee, 3, 0, 16)
+    halves = zip(drawn(trainee, 3, 0, 8), drawn(trainee, 3, 1, 8), strict=True)
+    for one, two in zip(whole, halves, strict=True):
+        assert torch.equal(one, torch.cat(two)) and one.unique().numel() > 1
+    assert whole[1].shape == (16, 24) and whole[2].max() == 8
+    assert not torch.equal(whole[1], drawn(trainee, 4, 0, 16)[1])
+
+
+def test_the_quantizer_s_losses_do_not_see_the_perturbation(folder: Path) -> None:
+    off = "regularizers.nested_dropout=null"
+    clean, _ = losses_of(folder, off)
+    wrong, trainee = losses_of(folder, off, "regularizers.perturbation.beta=1", "regularizers.perturbation.delta=64")
+    assert wrong["recon"] != clean["recon"]
+    for name in ("vq", "commit", "entropy"):
+        assert torch.equal(wrong[name], clean[name])
+    sum(value for name, value in wrong.items() if "@" not in name).backward()
+    assert all(p.grad is not None for p in trainee.tokenizer.encoder.parameters())
+
+
+def test_perturbation_shrinks_over_its_steps(folder: Path) -> None:
+    given = ("anneal_start=40", "anneal_end=120", "end_ratio=0.25", "delta=60")
+    words = [f"regularizers.perturbation.{word}" for word in given]
+    trainee = TokenizerTrainee(settings(folder, Path("x"), *words), CPU)
+    assert [trainee.regularizers[-1].now(step) for step in (0, 40, 80, 120, 999)] == [
+        (1.0, 60), (1.0, 60), (0.625, 37), (0.25, 15), (0.25, 15),
+    ]  # fmt: skip
+    for word in ("alpha=1.5", "delta=0", "delta=65", "anneal_end=39", "neighbours=far"):
+        with pytest.raises(UserError, match=f"perturbation.{word.partition('=')[0]}"):
+            TokenizerTrainee(settings(folder, Path("x"), *words, f"regularizers.perturbation.{word}"), CPU)
 
 
 def losses_of(folder: Path, *words: str, **plan: object) -> tuple[dict[str, torch.Tensor], TokenizerTrainee]:
     off = ("adversary=null", "regularizers.semantic=null", "regularizers.shortcut=null")
     chosen = settings(folder, Path("x"), *off, *words)
-    trainee = TokenizerTrainee(chosen, World(0, 1, torch.device("cpu")))
+    trainee = TokenizerTrainee(chosen, CPU)
     images = torch.rand(2, 3, 32, 32, generator=step_generator(0, 2)) * 2 - 1
     made = trainee.plan(2, 0)
     for name, value in plan.items():

@@ -22,7 +22,7 @@ from tokenizer.losses.adversarial import (
     vanilla_discriminator,
 )
 from tokenizer.losses.feature import contrastive_loss, feature_loss
-from tokenizer.quantizers.perturbation import anneal, perturb
+from tokenizer.quantizers.perturbation import Perturbation, anneal, nearest_codes
 from tokenizer.quantizers.vq import VectorQuantizer
 from tokenizer.quantizers.vq_hits import HitCountQuantizer
 from tokenizer.teachers import HALF, IMAGENET, prepare
@@ -77,37 +77,56 @@ def quantizer() -> VectorQuantizer:
     return VectorQuantizer(config).eval()
 
 
-def perturbed(quantizer: VectorQuantizer, latents: torch.Tensor, rate: float, strength: int, chosen: list[bool]):
-    count = latents.shape[0] * latents.shape[2] * latents.shape[3]
+def perturbed(quantizer: VectorQuantizer, latents: torch.Tensor, rate: float, strength: int, **more: object):
+    """Codes (B,L) after perturbing, and before. All images are chosen unless `chosen` says otherwise."""
+    shape = len(latents), latents.shape[2] * latents.shape[3]
     generator = torch.Generator().manual_seed(3)
-    draws = torch.rand(count, generator=generator), torch.randint(strength, (count,), generator=generator)
-    vectors = quantizer(latents).vectors
-    return perturb(quantizer, latents, vectors, torch.tensor(chosen), rate, strength, *draws), vectors
+    draws = torch.rand(shape, generator=generator), torch.randint(strength, shape, generator=generator)
+    how = {"chosen": torch.ones(len(latents), dtype=torch.bool)} | more
+    done = quantizer(latents)
+    how = Perturbation(rate=rate, strength=strength, uniforms=draws[0], ranks=draws[1], **how)
+    return quantizer(quantizer.perturb(latents, done, how)).codes, done.codes
 
 
 def test_perturbation_that_is_off_changes_nothing(quantizer):
     latents = torch.randn(2, 4, 3, 3)
-    for rate_, strength, chosen in ((0.0, 9, [True, True]), (1.0, 1, [True, True]), (1.0, 9, [False, False])):
-        out, vectors = perturbed(quantizer, latents, rate_, strength, chosen)
-        torch.testing.assert_close(out, vectors)
+    for rate_, strength, chosen in ((0.0, 9, True), (1.0, 1, True), (1.0, 9, False)):
+        out, codes = perturbed(quantizer, latents, rate_, strength, chosen=torch.tensor([chosen] * 2))
+        assert torch.equal(out, codes)
 
 
-def test_perturbed_tokens_are_near_codes_of_the_chosen_images(quantizer):
+@pytest.mark.parametrize("neighbours", ["latent", "code"])
+def test_perturbed_codes_are_near_ones_in_the_chosen_images(quantizer, neighbours):
     latents = torch.randn(2, 4, 3, 3)
-    out, vectors = perturbed(quantizer, latents, 1.0, 5, [False, True])
-    assert torch.equal(out[0], vectors[0]) and not torch.equal(out[1], vectors[1])
-    rows = torch.nn.functional.normalize(latents[1].flatten(1).t(), dim=1)
-    ranks = torch.cdist(rows, quantizer.codebook()).argsort(dim=1)
-    for place, row in enumerate(out[1].flatten(1).t()):
-        nearest = (quantizer.codebook() - row).norm(dim=1).argmin()
-        assert nearest in ranks[place, :5] and (quantizer.codebook()[nearest] - row).norm() < 1e-5
+    out, codes = perturbed(quantizer, latents, 1.0, 5, chosen=torch.tensor([False, True]), neighbours=neighbours)
+    assert torch.equal(out[0], codes[0]) and not torch.equal(out[1], codes[1])
+    centres = {"latent": quantizer.rows(latents[1:]), "code": quantizer.lookup(codes[1])}
+    near = {name: torch.cdist(rows, quantizer.codebook()).argsort(dim=1)[:, :5] for name, rows in centres.items()}
+    assert torch.equal(near["latent"][:, 0], near["code"][:, 0]) and not torch.equal(near["latent"], near["code"])
+    assert (near[neighbours] == out[1][:, None]).any(dim=1).all()
+
+
+def test_the_whole_codebook_as_neighbours_gives_uniform_codes(quantizer):
+    out, _ = perturbed(quantizer, torch.randn(40, 4, 16, 16), 1.0, 32)
+    expected = out.numel() / 32
+    chi_square = ((torch.bincount(out.flatten(), minlength=32) - expected) ** 2 / expected).sum()
+    assert chi_square < 61.1  # 99.9% quantile with 31 degrees of freedom
+
+
+def test_a_redrawn_code_may_stay_what_it_is():
+    """alpha 0.5 among 100 neighbours keeps 50.5% of the codes: 1 - 0.5 * (1 - 1/100)."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(VectorQuantizer.Config(codebook_size=256, codebook_dim=8, rotation=False)).eval()
+    out, codes = perturbed(quantizer, torch.randn(40, 8, 16, 16), 0.5, 100)
+    kept = (out == codes).float().mean(dim=1)
+    assert kept.mean().item() == pytest.approx(0.505, abs=0.015)  # three deviations of 40 x 256 draws
+    assert kept.min() > 0.38 and kept.max() < 0.63
 
 
 def test_a_pool_that_cannot_be_is_refused(quantizer):
-    for strength in (0, 33):
+    for strength in (-1, 0, 33):
         with pytest.raises(UserError, match="expected 1 to codebook_size=32"):
-            latents, draws = torch.zeros(1, 4, 1, 1), torch.zeros(1)
-            perturb(quantizer, latents, latents, torch.tensor([True]), 1.0, strength, draws, draws)
+            nearest_codes(quantizer, torch.zeros(1, 4), strength)
 
 
 def test_annealing_is_continuous_for_every_end():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common import dist
 from common.config import opt
 from common.loop import autocast
+from tokenizer.quantizers.perturbation import Perturbation, perturb
 
 USAGE_WINDOW = 65536
 
@@ -69,6 +70,15 @@ class VectorQuantizer(nn.Module):
         rows = F.embedding(codes, self.embedding.weight.float())
         return F.normalize(rows, dim=-1) if self.config.l2_norm else rows
 
+    def rows(self, latents: Tensor) -> Tensor:
+        """latents (B,e,H,W) -> what is compared with the codes, fp32 (B*H*W,e): images, then rows, then columns."""
+        rows = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
+        return F.normalize(rows, dim=-1) if self.config.l2_norm else rows
+
+    def perturb(self, latents: Tensor, quantized: Quantized, how: Perturbation) -> Tensor:
+        """`quantized.vectors`, those of some images replaced by vectors of near codes."""
+        return perturb(self, latents, quantized.vectors, quantized.codes, how)
+
     def seen(self) -> Tensor:
         """1.0 for codes in the window of this rank, else 0.0; float (K,)."""
         seen = torch.zeros(self.codebook_size + 1, device=self.codebook_used.device)
@@ -83,9 +93,7 @@ class VectorQuantizer(nn.Module):
         """latents (B,e,H,W) -> vectors of the same shape and dtype fp32, codes (B,H*W)."""
         with autocast("none", latents.device):
             batch, dim, height, width = latents.shape
-            rows = latents.float().permute(0, 2, 3, 1).reshape(-1, dim)
-            if self.config.l2_norm:
-                rows = F.normalize(rows, dim=-1)
+            rows = self.rows(latents)
             if self.training:
                 self._refresh(rows.detach())
             codebook = self.codebook()

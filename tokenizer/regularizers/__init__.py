@@ -2,6 +2,7 @@
 
 from tokenizer.regularizers.cross_length import CrossLength
 from tokenizer.regularizers.nested_dropout import NestedDropout
+from tokenizer.regularizers.perturbation import PerturbLatents
 from tokenizer.regularizers.self_alignment import SelfAlignment
 from tokenizer.regularizers.semantic import Semantic
 from tokenizer.regularizers.shortcut import Shortcut
@@ -9,6 +10,7 @@ from tokenizer.regularizers.shortcut import Shortcut
 REGULARIZERS = {
     "cross_length": CrossLength,
     "nested_dropout": NestedDropout,
+    "perturbation": PerturbLatents,
     "self_alignment": SelfAlignment,
     "semantic": Semantic,
     "shortcut": Shortcut,

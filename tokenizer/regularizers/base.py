@@ -11,6 +11,7 @@ from torch import Tensor
 from common.loop import step_generator
 from tokenizer.layout import Layout
 from tokenizer.model import Pass
+from tokenizer.quantizers.perturbation import Perturbation
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Plan:
 
     `num_tokens`: kept tokens of the main view (None = all N; int64 (B,) for per-image lengths).
     `also_num_tokens`: a second view from the same codes. `shortcut`: a view straight from the CNN's map.
-    `semantic`: the semantic head runs on the main view.
+    `semantic`: the semantic head runs on the main view. `perturbation`: the decoder sees some wrong codes.
     """
 
     step: int
@@ -31,6 +32,7 @@ class Plan:
     also_num_tokens: int | None = None
     shortcut: bool = False
     semantic: bool = False
+    perturbation: Perturbation | None = None
 
     def generator(self, stream: int) -> torch.Generator:
         """The same on every rank; `stream` keeps regularizers apart."""
@@ -39,15 +41,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Context:
-    """What a regularizer may know of the tokenizer it acts on: `grid` cells per side, `image_size` pixels."""
+    """What a regularizer may know of the tokenizer it acts on.
+
+    `grid` cells per side, `image_size` pixels, `num_codes` per image in training (redundant ones included), each below
+    `codebook_size`.
+    """
 
     grid: int
     image_size: int
     device: torch.device
+    num_codes: int
+    codebook_size: int
 
 
 class Regularizer:
     """Override what is needed."""
+
+    needs_latents = False
+    """Whether it acts on what the encoder made of the images: nothing that training on pairs of codes has."""
 
     def __init__(self, config: Any, context: Context):
         self.config, self.context = config, context

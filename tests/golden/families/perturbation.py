@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.golden.fixture import Fixture, Report
-from tokenizer.quantizers.perturbation import perturb
+from tokenizer.quantizers.perturbation import Perturbation, perturb
 from tokenizer.quantizers.vq import VectorQuantizer
 
 
@@ -24,10 +24,11 @@ def check(fixture: Fixture, report: Report) -> None:
         latents, vectors = io["z"].clone().requires_grad_(), io["z_q"].clone().requires_grad_()
         chosen = torch.arange(len(latents)) < int(len(latents) * settings["beta"])
         report.equal(f"{case}/perturbed", int(chosen.sum()), settings["perturbed_samples"])
-        out = perturb(
-            quantizer, latents, vectors, chosen, settings["alpha"], settings["delta"], io[f"{case}/u"], io[f"{case}/j"]
-        )
+        draws = (io[f"{case}/{name}"].view(len(latents), -1) for name in ("u", "j"))
+        how = Perturbation(chosen, settings["alpha"], settings["delta"], *draws)
+        out = perturb(quantizer, latents, vectors, quantizer(latents).codes, how)
         (out * io["r"]).sum().backward()
         report.close(f"{case}/out", out, io[f"{case}/out"])
-        report.close(f"{case}/grad_z", latents.grad, io[f"{case}/grad_z"])
+        grad = torch.zeros_like(latents) if latents.grad is None else latents.grad  # no image was chosen
+        report.close(f"{case}/grad_z", grad, io[f"{case}/grad_z"])
         report.close(f"{case}/grad_z_q", vectors.grad, io[f"{case}/grad_z_q"])
