@@ -9,7 +9,16 @@ from autoregressive.guidance import Guidance
 from common.config import MISSING, opt, part
 from common.settings import SCHEDULES, LogConfig, OptimConfig, RunConfig
 
-__all__ = ["ExtractConfig", "GeneratorDataConfig", "GeneratorOptimConfig", "SampleConfig", "Sampling", "TrainConfig"]
+__all__ = [
+    "DrawConfig",
+    "ExtractConfig",
+    "GeneratorDataConfig",
+    "GeneratorOptimConfig",
+    "PairsConfig",
+    "SampleConfig",
+    "Sampling",
+    "TrainConfig",
+]
 
 
 @dataclass
@@ -79,10 +88,9 @@ class Sampling:
 
 
 @dataclass
-class SampleConfig:
-    """Everything `python -m autoregressive.sample` reads."""
+class DrawConfig:
+    """A generator, the tokenizer it makes codes for, and how codes are drawn: what every sampling job reads."""
 
-    sample_dir: str = opt(MISSING, "folder for the PNGs; <sample_dir>.npz is written beside it")
     gpt_ckpt: str = opt(MISSING, "generator checkpoint or run")
     vq_ckpt: str = opt(MISSING, "tokenizer checkpoint or run that decodes")
     gpt_weights: str = opt("model", "generator weights: model | ema")
@@ -90,13 +98,33 @@ class SampleConfig:
     gpt_model: str | None = opt(None, "generator size; must agree with the checkpoint")
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
     image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
-    num_images: int = opt(50000, "images in all")
-    classes: list[int] | None = opt(None, "only these classes, a folder each; null = all")
-    labels: str = opt("balanced", "balanced (classes take turns) | uniform (each image draws its class)")
-    num_tokens: int | None = opt(None, "codes per image, at most the generator's; null = all")
     guidance: Guidance = field(default_factory=Guidance)
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = opt(0, "image i depends on the seed and i alone")
     precision: str = opt("none", "generator weights: none (fp32) | bf16; the tokenizer stays fp32")
     batch_size: int = opt(32, "images at once, per process")
     device: str = opt("auto", "auto | cpu | cuda")
+
+
+@dataclass
+class SampleConfig(DrawConfig):
+    """Everything `python -m autoregressive.sample` reads."""
+
+    sample_dir: str = opt(MISSING, "folder for the PNGs; <sample_dir>.npz is written beside it")
+    num_images: int = opt(50000, "images in all")
+    classes: list[int] | None = opt(None, "only these classes, a folder each; null = all")
+    labels: str = opt("balanced", "balanced (classes take turns) | uniform (each image draws its class)")
+    num_tokens: int | None = opt(None, "codes per image, at most the generator's; null = all")
+
+
+@dataclass
+class PairsConfig(DrawConfig):
+    """Everything `python -m autoregressive.make_pairs` reads."""
+
+    out: str = opt(MISSING, "the pair set to write (a folder)")
+    data_path: str = opt(MISSING, "real images: <data_path>/<class>/*.png, of the generator's classes")
+    num_samples: int | None = opt(None, "images drawn from the folder; null or negative = all")
+    sigma: float = opt(0.7, "share of an image's own codes that is kept, in (0, 1]; 1 = reconstruction")
+    keep: str = opt("bernoulli", "which ones: bernoulli (each alike) | prefix | schedule (the first likelier)")
+    shard: int = opt(1024, "samples between two files an interrupted job resumes from")
+    workers: int = opt(0, "loader processes per rank; 0 = in this process")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from common.config import Alias
 from common.errors import UserError
 
-__all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS", "half", "switch"]
+__all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "PAIRS_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS", "half", "switch"]
 
 
 def _only(flag: str, *values: str) -> Callable[[str], list[str]]:
@@ -93,7 +93,7 @@ TRAIN_FLAGS: dict[str, Alias] = {
     "ema": switch("ema_decay=0.9999"),
 }
 
-SAMPLE_FLAGS: dict[str, Alias] = {
+DRAW_FLAGS: dict[str, Alias] = {
     **COMMON_FLAGS,
     "cfg-scale": "guidance.scale",
     "cfg-schedule": "guidance.schedule",
@@ -102,11 +102,17 @@ SAMPLE_FLAGS: dict[str, Alias] = {
     "temperature": "sampling.temperature",
     "top-k": "sampling.top_k",
     "top-p": "sampling.top_p",
-    "num-fid-samples": "num_images",
-    "num-token": "num_tokens",
-    "qual-num": "num_images",
-    "class-idx": lambda value: [f"classes=[{value}]"],
     "global-seed": "seed",
     "per-proc-batch-size": "batch_size",
     "precision": half("precision"),
 }
+
+SAMPLE_FLAGS: dict[str, Alias] = {
+    **DRAW_FLAGS,
+    "num-fid-samples": "num_images",
+    "num-token": "num_tokens",
+    "qual-num": "num_images",
+    "class-idx": lambda value: [f"classes=[{value}]"],
+}
+
+PAIRS_FLAGS: dict[str, Alias] = {**DRAW_FLAGS, "num-workers": "workers"}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from autoregressive.config import SampleConfig, Sampling
+from autoregressive.config import DrawConfig, SampleConfig, Sampling
 from autoregressive.generate import check_num_tokens, generate
 from autoregressive.guidance import Guidance
 from autoregressive.layers import KVCache
@@ -43,7 +43,7 @@ class ImageSampler:
         self._cache: KVCache | None = None
 
     @classmethod
-    def load(cls, config: SampleConfig, device: torch.device) -> ImageSampler:
+    def load(cls, config: DrawConfig, device: torch.device) -> ImageSampler:
         tokenizer = load_tokenizer(config.vq_ckpt, config.vq_weights, device, config.image_size, config.tok_config)
         generator = load_generator(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model)
         return cls(generator, tokenizer, config.precision)
@@ -51,15 +51,15 @@ class ImageSampler:
     @torch.inference_mode()
     def codes(
         self, labels: Tensor, image_ids: Tensor, guidance: Guidance, sampling: Sampling, seed: int,
-        num_tokens: int | None = None,
+        num_tokens: int | None = None, forced: Tensor | None = None, keep: Tensor | None = None,
     ) -> Tensor:
-        """labels (B,), global image numbers (B,) -> int64 (B, num_tokens)."""
+        """labels (B,), global image numbers (B,) -> int64 (B, num_tokens); `forced` codes stand where `keep` is True."""
         rows = 2 * len(labels)
         if self._cache is None or self._cache.rows < rows:
             self._cache = self.generator.new_cache(rows)
         return generate(
             self.generator, labels, num_tokens, guidance=guidance, sampling=sampling, seed=seed, image_ids=image_ids,
-            cache=self._cache,
+            cache=self._cache, forced=forced, keep=keep,
         )
 
     @torch.inference_mode()

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from common.errors import UserError
 
-__all__ = ["ChunkedWriter", "CodeStore", "code_dtype", "hash_names", "import_npy"]
+__all__ = ["ChunkedWriter", "CodeStore", "check_settings", "code_dtype", "hash_names", "import_npy", "write_text"]
 
 REQUIRED = ("num_images", "num_augmentations", "num_tokens", "codebook_size", "classes", "tokenizer")
 
@@ -108,7 +108,7 @@ class ChunkedWriter:
             self._check(plan, {**self.meta, "chunk": self.chunk}, "is half done with")
         else:
             self.partial.mkdir(parents=True, exist_ok=True)
-            _write_text(plan, json.dumps({**self.meta, "chunk": self.chunk}, indent=1))
+            write_text(plan, json.dumps({**self.meta, "chunk": self.chunk}, indent=1))
 
     def missing(self) -> list[int]:
         """The chunks that are not there yet."""
@@ -141,7 +141,7 @@ class ChunkedWriter:
         np.save(self.partial / "labels.npy", np.asarray(labels, dtype=np.int64))
         for number in self._numbers():
             self._file(number).unlink()
-        _write_text(self.partial / "meta.json", json.dumps(self.meta, indent=1))
+        write_text(self.partial / "meta.json", json.dumps(self.meta, indent=1))
         self.partial.replace(self.path)
         return self.path
 
@@ -152,16 +152,21 @@ class ChunkedWriter:
         return self.partial / f"chunk-{number:06d}.npy"
 
     def _check(self, plan: Path, expected: dict[str, Any], state: str) -> None:
-        try:
-            found = json.loads(plan.read_text())
-        except (OSError, ValueError):
-            found = {}
-        differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
-        if differing:
-            raise UserError(
-                f"{str(plan.parent)!r} {state} codes of other settings ({', '.join(differing)} differ); "
-                "remove it or choose another --code-path"
-            )
+        check_settings(plan, expected, f"{state} codes", "--code-path")
+
+
+def check_settings(plan: Path, expected: dict[str, Any], state: str, flag: str) -> None:
+    """Whether the settings in the file `plan` are the expected ones. Raises: UserError naming those that differ."""
+    try:
+        found = json.loads(plan.read_text())
+    except (OSError, ValueError):
+        found = {}
+    differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+    if differing:
+        raise UserError(
+            f"{str(plan.parent)!r} {state} of other settings ({', '.join(differing)} differ); "
+            f"remove it or choose another {flag}"
+        )
 
 
 def import_npy(codes: Path, labels: Path, out: str | Path, codebook_size: int) -> Path:
@@ -213,7 +218,8 @@ def _read_npy(path: Path) -> np.ndarray:
         raise UserError(f"{str(path)!r} cannot be read ({error}); expected an .npy file with integers") from error
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)

@@ -26,9 +26,10 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    """An image folder for training."""
+    """An image folder for training, alone or with codes that a generator made for its images."""
 
     root: str = opt(MISSING, "image folder: <root>/<class>/*.png, or images directly under <root>")
+    pairs: str | None = opt(None, "pair set of autoregressive.make_pairs: decode its codes, aim at the images in root")
     batch_size: int = opt(256, "global batch size, over all ranks")
     crop: str = opt("random", "random (short side in [size, size/0.8], random square) | center")
     flip: bool = opt(True, "mirror half of the images")

@@ -123,14 +123,19 @@ class Tokenizer(nn.Module, HubModel):
 
         `num_tokens` cuts further: an int, or int64 (B,) for images of different lengths.
         """
+        return self.decode_vectors(self.vectors(codes), num_tokens).images
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """codes int64 (B,k) -> code vectors as `decode_vectors` takes them: (B,e,1,k), or (B,e,G,G) in 2D.
+
+        Raises: UserError when a 2D tokenizer gets fewer codes than its grid has cells.
+        """
         vectors = self.quantizer.lookup(codes)
         if self.is_1d:
-            vectors = vectors.transpose(1, 2).unsqueeze(2)
-        elif codes.shape[1] != self.num_tokens:
+            return vectors.transpose(1, 2).unsqueeze(2)
+        if codes.shape[1] != self.num_tokens:
             raise UserError(f"got {codes.shape[1]} codes an image; this 2D tokenizer decodes exactly {self.num_tokens}")
-        else:
-            vectors = vectors.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return self.decode_vectors(vectors, num_tokens).images
+        return vectors.transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
     def tokenize(self, images: Tensor, num_tokens: int | None = None) -> list[Tensor]:
         """images (B,3,H,W) -> B tensors of the first `num_tokens` (default all N) codes."""

@@ -11,16 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import checkpoint, dist, loop, optim
-from common.config import build
+from common.config import build, lookup
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
+from common.pairs import PairFolder
 from tokenizer import load_weights
 from tokenizer.adversary import Adversary
 from tokenizer.config import TrainConfig
+from tokenizer.fingerprint import codes_fingerprint
 from tokenizer.model import Pass, Tokenizer, View
+from tokenizer.quantizers.vq import Quantized
 from tokenizer.regularizers.base import Context, Plan, Regularizer
+
+ENCODER_SIDE = ("encoder", "quant_conv", "quantizer")
+"""What decides about codes: the parts that decoder training leaves as they are."""
 
 
 class TrainingPass(nn.Module):
@@ -47,11 +53,15 @@ class TrainingPass(nn.Module):
             getattr(self.tokenizer, name).eval()
         return self
 
-    def forward(self, images: Tensor, plan: Plan) -> Pass:
-        tokenizer = self.tokenizer
-        latents, spatial = tokenizer.latents(images)
-        tokenizer.quantizer.step = plan.step
-        quantized = tokenizer.quantizer(latents)
+    def forward(self, images: Tensor, plan: Plan, codes: Tensor | None = None) -> Pass:
+        """codes (B,L): decode these instead of the images' own, as post-training does."""
+        tokenizer, spatial = self.tokenizer, None
+        if codes is None:
+            latents, spatial = tokenizer.latents(images)
+            tokenizer.quantizer.step = plan.step
+            quantized = tokenizer.quantizer(latents)
+        else:
+            quantized = Quantized(tokenizer.vectors(codes), codes, {})
         vectors = quantized.vectors
         if plan.perturbation:
             vectors = tokenizer.quantizer.perturb(latents, quantized, plan.perturbation)
@@ -107,9 +117,11 @@ class TokenizerTrainee:
             plan.num_tokens = plan.num_tokens.to(self.world.device)
         return plan
 
-    def generator_losses(self, images: Tensor, plan: Plan) -> tuple[dict[str, Tensor], Pass]:
+    def generator_losses(
+        self, images: Tensor, plan: Plan, codes: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Pass]:
         """Weighted losses of the tokenizer by name, and the pass they come from."""
-        done: Pass = self.wrapped(images, plan)
+        done: Pass = self.wrapped(images, plan, codes)
         recons = [view.images.float() for view in done.views]
         losses: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
@@ -127,10 +139,12 @@ class TokenizerTrainee:
         config = self.config
         images = from_pixels(batch["pixels"])
         plan = self.plan(len(images), step)
+        if "codes" in batch and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
+            plan.num_tokens = _at_most(plan.num_tokens, batch["codes"].shape[1])
         # Parts that draw from the global generator (augmentation, drop path) repeat what they drew after a resume.
         torch.manual_seed(plan.generator(stream=self.world.rank + 8).initial_seed())
         with loop.autocast(config.run.precision, self.world.device):
-            losses, done = self.generator_losses(images, plan)
+            losses, done = self.generator_losses(images, plan, batch.get("codes"))
         total = sum(value for name, value in losses.items() if "@" not in name)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -204,11 +218,45 @@ class TokenizerTrainee:
         return {f"val/psnr_{length or tokenizer.num_tokens}": totals[str(length)] for length in lengths}
 
 
+def _at_most(num_tokens: int | Tensor, most: int) -> int | Tensor:
+    return num_tokens.clamp(max=most) if isinstance(num_tokens, Tensor) else min(num_tokens, most)
+
+
+def image_folder(config: TrainConfig) -> ImageFolder:
+    data = config.data
+    return ImageFolder(data.root, config.model.image_size, data.crop, data.flip, config.run.seed)
+
+
+def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) -> None:
+    """Post-training changes the decoder alone, on codes that this tokenizer itself gives meaning to.
+
+    Raises: UserError when another tokenizer made the pairs, or the config would train, crop or regularize otherwise.
+    """
+    open_parts = [name for name in ENCODER_SIDE if name not in config.freeze]
+    if open_parts:
+        raise UserError(
+            f"data.pairs trains the decoder alone, but {', '.join(open_parts)} would change; "
+            f"set freeze=[{','.join(ENCODER_SIDE)}]"
+        )
+    if config.data.crop != "center" or config.data.flip:
+        raise UserError("pairs belong to centre crops that are not mirrored; set data.crop=center data.flip=false")
+    for name, regularizer in config.regularizers.items():
+        if lookup("tokenizer.regularizers:REGULARIZERS", regularizer["name"]).needs_latents:
+            raise UserError(f"regularizers.{name} acts on latents, and pairs have only codes; set it to null")
+    if pairs.meta["codes_of"] != codes_fingerprint(tokenizer):
+        raise UserError(
+            f"the pairs {str(pairs.path)!r} are codes of another tokenizer (from {pairs.meta.get('vq_ckpt')}); "
+            "start from that one (--vq-ckpt, init=RUN) or make pairs for this one"
+        )
+
+
 def run(config: TrainConfig) -> None:
     """The job behind `python -m tokenizer.train`."""
     world = dist.init(config.run.device)
     trainee = TokenizerTrainee(config, world)
-    data = ImageFolder(config.data.root, config.model.image_size, config.data.crop, config.data.flip, config.run.seed)
+    data = PairFolder(config.data.pairs, config.data.root) if config.data.pairs else image_folder(config)
+    if config.data.pairs:
+        check_pairs(config, data, trainee.tokenizer)
 
     def loader(start: int, stop: int):
         return stream(

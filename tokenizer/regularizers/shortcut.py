@@ -18,6 +18,8 @@ class Shortcut(Regularizer):
     Source: GigaTok's auxiliary losses (`aux_loss_end`, `use_direct_rec_loss`, `fea_rec_loss`); spec tokenizer 3.1.
     """
 
+    needs_latents = True
+
     @dataclass
     class Config:
         until: int = opt(15000, "both losses act in the first `until` steps")
