@@ -53,7 +53,7 @@ class ImageSampler:
         self, labels: Tensor, image_ids: Tensor, guidance: Guidance, sampling: Sampling, seed: int,
         num_tokens: int | None = None, forced: Tensor | None = None, keep: Tensor | None = None,
     ) -> Tensor:
-        """labels (B,), global image numbers (B,) -> int64 (B, num_tokens); `forced` codes stand where `keep` is True."""
+        """labels (B,), global image numbers (B,) -> int64 (B, num_tokens); where `keep` is True, the `forced` codes."""
         rows = 2 * len(labels)
         if self._cache is None or self._cache.rows < rows:
             self._cache = self.generator.new_cache(rows)

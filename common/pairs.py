@@ -7,7 +7,7 @@
                             keep uint8 (n, ceil(L/8)): packed bits, 1 where the code is the image's own
 
 A shard appears whole or not at all; the set is complete when all shards are there. The tokenizer reads this folder and
-nothing of the generator. Source: RobusTok's post-training (arXiv 2509.12474), tokens instead of PNGs; spec robustok 7.4.
+nothing of the generator. Source: RobusTok's post-training (arXiv 2509.12474), with codes instead of PNGs.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ def find_image(root: Path, relative: str) -> Path:
     found = next((p for p in (path, *(path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)) if p.is_file()), None)
     found = found or next((p for p in path.parent.glob(f"{path.stem}.*") if p.suffix.lower() in IMAGE_SUFFIXES), None)
     if found is None:
-        raise UserError(f"image {relative!r} of the pairs is not under {str(root)!r}; pass the folder they were made from")
+        raise UserError(
+            f"image {relative!r} of the pairs is not under {str(root)!r}; pass the folder of the images (data.root)"
+        )
     return found
 
 
@@ -135,7 +137,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise UserError(f"{str(path)!r} is no pair set ({error}); make one with autoregressive.make_pairs") from error
     absent = [key for key in REQUIRED if key not in meta]
     if absent or meta["version"] != VERSION:
-        raise UserError(f"pair set {str(path)!r} has another format (lacks {', '.join(absent) or 'nothing'}); make it again")
+        raise UserError(f"pair set {str(path)!r} has another format, or lacks {', '.join(absent)}; make it again")
     return meta
 
 

@@ -19,6 +19,7 @@ JOBS = {
     "reconstruction.sh": "evaluations.reconstruction",
     "val.sh": "evaluations.reference",
     "extract_code_c2i.sh": "autoregressive.extract_codes",
+    "make_pairs.sh": "autoregressive.make_pairs",
     "train_c2i.sh": "autoregressive.train",
     "sample_c2i_visualization.sh": "autoregressive.sample",
     "sample_c2i_search_cfg.sh": "evaluations.generation",
