@@ -2,57 +2,99 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common import dist, optim
 from common.config import build
 from common.dist import World
+from common.errors import UserError
 from common.loop import autocast
 from tokenizer.config import AdversaryConfig
-from tokenizer.losses.adversarial import hinge_discriminator, hinge_generator
+from tokenizer.losses.adversarial import GAMES, LeCam, adaptive_weight, gradient_penalty
 
 
 class Adversary:
-    """Hinge GAN from step `start` on. Source: VQGAN as configured by GigaTok; spec tokenizer 3.2."""
+    """A GAN from step `start` on. Source: VQGAN as configured by GigaTok; spec tokenizer 3.2.
+
+    Generator: weight * (adaptive weight, or 1) * sum over views of the game's loss.
+    Discriminator: weight * (sum over views of the game's loss + LeCam + penalty/2 * (R1 + sum over views of R2)).
+
+    Raises: UserError for an unknown `loss`.
+    """
 
     def __init__(
         self, config: AdversaryConfig, optim_config: optim.OptimConfig, world: World, precision: str, parallel: str
     ):
         self.config, self.optim_config, self.world, self.precision = config, optim_config, world, precision
+        if config.loss not in GAMES:
+            raise UserError(f"adversary.loss got {config.loss!r}; expected {', '.join(GAMES)}")
+        self.game = GAMES[config.loss]
         self.module = build("tokenizer.discriminators:DISCRIMINATORS", config.discriminator).to(world.device)
         self.wrapped = dist.wrap(self.module, parallel, world)
         self.optimizer = optim.adamw(self.module, optim_config)
+        self.lecam = LeCam(config.lecam.decay, config.lecam.settle) if config.lecam else None
 
     def active(self, step: int) -> bool:
         return step >= self.config.start
 
-    def generator_loss(self, recons: list[Tensor]) -> Tensor:
-        """weight * -sum over views of mean D(recon); leaves no gradient in the discriminator."""
+    def generator_loss(
+        self, images: Tensor, recons: list[Tensor], reconstruction: Tensor, last_layer: nn.Parameter
+    ) -> dict[str, Tensor]:
+        """The tokenizer's weighted loss; leaves no gradient in the discriminator.
+
+        `reconstruction`: the sum of the losses that the adaptive weight balances this one with, at `last_layer`, the
+        decoder's last weight.
+        """
         self.module.requires_grad_(False)
-        loss = sum(hinge_generator(self.module(recon).float()) for recon in recons)
+        with torch.no_grad():
+            real = self.module(images).float() if self.game.relative else None
+        loss = sum(self.game.generator(self.module(recon).float(), real) for recon in recons)
         self.module.requires_grad_(True)
-        return self.config.weight * loss
+        if not self.config.adaptive:
+            return {"adversarial": self.config.weight * loss}
+        if not last_layer.requires_grad:
+            raise UserError("adversary.adaptive=true measures gradients at the decoder's last layer, which is frozen")
+        factor = adaptive_weight(reconstruction, loss, last_layer)
+        return {"adversarial": self.config.weight * factor * loss, "weight@adversarial": factor}
 
     def update(self, images: Tensor, recons: list[Tensor], step: int, steps: int) -> dict[str, Tensor]:
         """One discriminator step on real images and the step's (detached) reconstructions."""
-        with autocast(self.precision, self.world.device):
+        penalised = self.config.penalty > 0
+        views = [view.detach().requires_grad_(penalised) for view in (images, *recons)]
+        # Gradients of gradients need full precision, and attention written out: fused kernels have none.
+        written_out = sdpa_kernel(SDPBackend.MATH) if penalised else nullcontext()
+        with autocast("none" if penalised else self.precision, self.world.device), written_out:
             # One call each: batch norms must not mix real images and reconstructions.
-            real, *fakes = (self.wrapped(view.detach()).float() for view in (images, *recons))
-        loss = self.config.weight * sum(hinge_discriminator(real, fake) for fake in fakes)
+            logits = [self.wrapped(view).float() for view in views]
+        real, fakes = logits[0], logits[1:]
+        losses = {"discriminator": sum(self.game.discriminator(real, fake) for fake in fakes)}
+        if self.lecam:
+            self.lecam.update(real, torch.cat(fakes), step - self.config.start)
+            losses["lecam"] = self.config.lecam.weight * self.lecam.penalty(real, torch.cat(fakes))
+        if penalised:
+            squared = sum(gradient_penalty(given, view) for given, view in zip(logits, views, strict=True))
+            losses["gradient_penalty"] = self.config.penalty / 2 * squared
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (self.config.weight * sum(losses.values())).backward()
         if self.optim_config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim_config.max_grad_norm)
         optim.set_rate(self.optimizer, optim.rate(self.optim_config, step, steps))
         self.optimizer.step()
-        return {
-            "train/loss_discriminator": loss.detach(),
+        return {f"train/loss_{name}": self.config.weight * loss.detach() for name, loss in losses.items()} | {
             "train/logits_real": real.detach().mean(),
             "train/logits_fake": torch.cat(fakes).detach().mean(),
         }
 
     def state(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
+        """Everything of the game but the discriminator's weights."""
+        return {"optimizer": self.optimizer.state_dict(), "lecam": self.lecam.state() if self.lecam else None}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.lecam and state["lecam"]:
+            self.lecam.load(state["lecam"])

@@ -27,11 +27,24 @@ class TokenizerConfig:
 
 
 @dataclass
+class LeCamConfig:
+    """Holds the discriminator's logits near their running means; tokenizer/losses/adversarial.py."""
+
+    weight: float = opt(0.001, "weight beside the discriminator's loss")
+    decay: float = opt(0.999, "of the running means; GigaTok 0.99, RobusTok 0.999")
+    settle: int = opt(0, "steps after `start` in which the means follow each batch; GigaTok 1000, RobusTok 0")
+
+
+@dataclass
 class AdversaryConfig:
     """A GAN loss against a trained discriminator."""
 
     start: int = opt(20000, "first step (0-based) with a discriminator")
     weight: float = opt(0.5, "factor of both the generator's and the discriminator's loss")
+    loss: str = opt("hinge", "hinge | non_saturating | relativistic (R3GAN, with penalty)")
+    adaptive: bool = opt(False, "also scale the generator's loss to the reconstruction's gradient (VQGAN)")
+    penalty: float = opt(0.0, "gamma of R1 + R2, gradient penalties on real and generated images; R3GAN 15")
+    lecam: LeCamConfig | None = opt(None, "LeCam regularization; {} = its defaults, null = off")
     discriminator: dict[str, Any] = part("tokenizer.discriminators:DISCRIMINATORS", "network", {"name": "patchgan"})
 
 

@@ -14,7 +14,7 @@ from common.hub import HubModel
 from tokenizer.config import TokenizerConfig
 from tokenizer.decoders.hybrid_1d import DecoderFeatures
 from tokenizer.layers.initialise import init_fan_in
-from tokenizer.quantizers.vq import Quantized
+from tokenizer.quantizers.base import NO_CODES, Quantized
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Tokenizer(nn.Module, HubModel):
             init_fan_in(self.encoder)
             init_fan_in(self.decoder)
         self.quantizer = build("tokenizer.quantizers:QUANTIZERS", config.quantizer)
-        self.quant_conv = nn.Conv2d(config.z_channels, self.quantizer.codebook_dim, 1)
+        self.quant_conv = nn.Conv2d(config.z_channels, self.quantizer.latent_dim, 1)
         self.post_quant_conv = nn.Conv2d(self.quantizer.codebook_dim, config.z_channels, 1)
         if config.teacher:
             self.teacher = build(
@@ -78,6 +78,7 @@ class Tokenizer(nn.Module, HubModel):
 
     @property
     def codebook_size(self) -> int:
+        """Number of different codes. Raises: UserError for a continuous tokenizer."""
         return self.quantizer.codebook_size
 
     @property
@@ -113,9 +114,21 @@ class Tokenizer(nn.Module, HubModel):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """images (B,3,H,W) -> codes int64 (B,N). Redundant tokens are left out."""
+        """images (B,3,H,W) -> codes int64 (B,N). Redundant tokens are left out.
+
+        Raises: UserError for a continuous tokenizer, which has no codes.
+        """
         latents, _ = self.latents(images)
-        return self.quantizer(latents).codes[:, : self.num_tokens]
+        codes = self.quantizer(latents).codes
+        if codes is None:
+            raise UserError(NO_CODES)
+        return codes[:, : self.num_tokens]
+
+    @torch.no_grad()
+    def vectors(self, images: Tensor) -> Tensor:
+        """images (B,3,H,W) -> what `decode_vectors` takes, (B,e,1,N) or (B,e,G,G). Redundant tokens are left out."""
+        latents, _ = self.latents(images)
+        return self.quantizer(latents).vectors[..., : self.num_tokens]
 
     @torch.no_grad()
     def decode(self, codes: Tensor, num_tokens: int | Tensor | None = None) -> Tensor:

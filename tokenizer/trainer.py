@@ -90,7 +90,7 @@ class TokenizerTrainee:
             self.tokenizer.image_size,
             world.device,
             num_codes=config.model.layout.extended if self.tokenizer.is_1d else self.tokenizer.num_tokens,
-            codebook_size=self.tokenizer.codebook_size,
+            quantizer=self.tokenizer.quantizer,
         )
         self.regularizers: list[Regularizer] = [
             build("tokenizer.regularizers:REGULARIZERS", mapping, context=context)
@@ -127,12 +127,14 @@ class TokenizerTrainee:
         for name, loss in self.losses.items():
             target = loss.target(images)
             losses[name] = sum(loss(recon, target) for recon in recons)
+        reconstruction = sum(losses.values())
         if "quantizer" not in self.config.freeze:
             losses |= done.quantized.losses
         for regularizer in self.regularizers:
             losses |= regularizer.losses(images, done, plan)
         if self.adversary and self.adversary.active(plan.step):
-            losses["adversarial"] = self.adversary.generator_loss(recons)
+            last = self.tokenizer.decoder.last_layer
+            losses |= self.adversary.generator_loss(images, recons, reconstruction, last)
         return losses, done
 
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -158,8 +160,9 @@ class TokenizerTrainee:
         logged |= {
             "train/loss": total,
             "train/grad_norm": norm,
-            "train/codebook_usage": self.tokenizer.quantizer.usage(),
         }
+        if done.quantized.codes is not None:
+            logged["train/codebook_usage"] = self.tokenizer.quantizer.usage()
         if self.adversary and self.adversary.active(step):
             recons = [view.images.float() for view in done.views]
             logged |= self.adversary.update(images, recons, step, config.run.steps)
@@ -189,7 +192,7 @@ class TokenizerTrainee:
             self.ema.updates = state["ema_updates"]
         if self.adversary:
             checkpoint.load_into(self.adversary.module, weights("discriminator"), "discriminator")
-            self.adversary.optimizer.load_state_dict(state["adversary"])
+            self.adversary.load(state["adversary"])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -207,11 +210,10 @@ class TokenizerTrainee:
         sums = {length: torch.zeros((), device=self.world.device) for length in lengths}
         for batch in batches(data, mine, 64):
             images = from_pixels(batch["pixels"].to(self.world.device))
-            codes = tokenizer.encode(images)
+            vectors = tokenizer.vectors(images)
             for length in lengths:
-                error = F.mse_loss(tokenizer.decode(codes, length).clamp(-1, 1), images, reduction="none").mean(
-                    dim=(1, 2, 3)
-                )
+                decoded = tokenizer.decode_vectors(vectors, length).images.clamp(-1, 1)
+                error = F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))
                 sums[length] += (10 * torch.log10(4 / error)).sum()
         self.training_pass.train()
         totals = dist.mean({str(k): v * self.world.size / len(data) for k, v in sums.items()})

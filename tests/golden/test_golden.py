@@ -15,7 +15,7 @@ from tests.golden import runner
 
 HERE = runner.SHARED.is_dir()
 FIXTURES = runner.find(runner.SHARED) if HERE else []
-OPTIONAL = {"tiny/gigatok_1d_options", "tiny/disc_stylegan", "contracts/disc_stylegan"}
+OPTIONAL = {"tiny/gigatok_1d_options"}
 
 needs_numbers = pytest.mark.skipif(not HERE, reason=f"no reference numbers in {runner.SHARED}")
 

@@ -114,47 +114,82 @@ def test_every_config_is_built_and_takes_a_step(path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- ranks
 
 
-def _first_step(rank: int, ranks: int, folder: Path, out: Path, port: int) -> None:
+GAMES = {
+    "hinge": ("adversary.adaptive=true", "adversary.lecam={}"),
+    "r3gan": (
+        "adversary.loss=relativistic", "adversary.penalty=2", "model.quantizer.name=lfq",
+        "model.quantizer.codebook_size=64",
+    ),
+}  # fmt: skip
+
+
+def _first_steps(rank: int, ranks: int, folder: Path, out: Path, port: int) -> None:
+    """The first step of every game: what was logged, every gradient, and the state that checkpoints keep."""
     if ranks > 1:
         torch.set_num_threads(1)
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    chosen = settings(folder, out, "optim.max_grad_norm=0", "model.init=released")
-    trainee = TokenizerTrainee(chosen, dist.init("cpu"))
-    data = ImageFolder(chosen.data.root, 32, "random", True, 0)
-    batch = next(iter(stream(data, 4, rank, ranks, 0, 0, 1)))
-    logged = dist.mean(trainee.step(batch, 0))
-    if rank == 0:
+    world = dist.init("cpu")
+    found = {}
+    for game, words in GAMES.items():
+        chosen = settings(folder, out, "optim.max_grad_norm=0", "model.init=released", *words)
+        trainee = TokenizerTrainee(chosen, world)
+        data = ImageFolder(chosen.data.root, 32, "random", True, 0)
+        batch = next(iter(stream(data, 4, rank, ranks, 0, 0, 1)))
+        logged = trainee.step(batch, 0)
         modules = {"tokenizer": trainee.tokenizer, "discriminator": trainee.adversary.module}
-        gradients = {
-            f"{name}.{key}": value.grad
-            for name, module in modules.items()
-            for key, value in module.named_parameters()
-            if value.requires_grad
+        found[game] = {
+            "own": {key: value.item() for key, value in logged.items()},
+            "logged": dist.mean(logged),
+            "lecam": trainee.adversary.state()["lecam"],
+            "window": trainee.tokenizer.quantizer.codebook_used,
+            "buffers": dict(trainee.adversary.module.named_buffers()),
+            "gradients": {
+                f"{name}.{key}": value.grad
+                for name, module in modules.items()
+                for key, value in module.named_parameters()
+                if value.requires_grad
+            },
         }
-        torch.save({"logged": logged, "gradients": gradients}, out)
+    torch.save(found, f"{out}_{rank}")
     dist.close()
 
 
 def test_two_ranks_compute_what_one_does(folder: Path, tmp_path: Path) -> None:
+    """Losses and gradients as of the whole batch; what the discriminator's statistics, LeCam, the adaptive weight and
+    the codebook's record hold is the same on every rank."""
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         port = opened.getsockname()[1]
-    _first_step(0, 1, folder, tmp_path / "one", port)
-    torch.multiprocessing.spawn(_first_step, (2, folder, tmp_path / "two", port), nprocs=2)
-    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
-    for key in one["logged"]:
-        if key not in ("train/codebook_usage", "train/grad_norm"):
-            assert two["logged"][key] == pytest.approx(one["logged"][key], rel=1e-5, abs=1e-6), key
-    assert one["gradients"].keys() == two["gradients"].keys()
-    whole, difference = (
-        torch.stack([value.double().norm() for value in values]).norm()
-        for values in (
-            one["gradients"].values(),
-            [two["gradients"][key] - value for key, value in one["gradients"].items()],
-        )
+    _first_steps(0, 1, folder, tmp_path / "one", port)
+    torch.multiprocessing.spawn(_first_steps, (2, folder, tmp_path / "two", port), nprocs=2)
+    ones, twos, others = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("one_0", "two_0", "two_1")
     )
-    assert difference <= 1e-5 * whole
+    for game, one in ones.items():
+        two, other = twos[game], others[game]
+        for key in one["logged"]:
+            if key != "train/grad_norm":
+                assert two["logged"][key] == pytest.approx(one["logged"][key], rel=1e-5, abs=1e-6), (game, key)
+        assert one["gradients"].keys() == two["gradients"].keys()
+        whole, difference = (
+            torch.stack([value.double().norm() for value in values]).norm()
+            for values in (
+                one["gradients"].values(),
+                [two["gradients"][key] - value for key, value in one["gradients"].items()],
+            )
+        )
+        assert difference <= 1e-5 * whole, game
+        for key, value in one["buffers"].items():
+            assert torch.equal(two["buffers"][key], other["buffers"][key]), key
+            torch.testing.assert_close(two["buffers"][key], value)
+        assert two["lecam"] == other["lecam"]
+        assert torch.equal(two["window"], other["window"])
+        assert torch.equal(two["window"].sort().values, one["window"].sort().values)
+        assert two["own"]["train/codebook_usage"] == other["own"]["train/codebook_usage"] > 0
+    assert ones["hinge"]["lecam"] == pytest.approx(twos["hinge"]["lecam"], rel=1e-5, abs=1e-6)
+    assert twos["hinge"]["own"]["train/weight@adversarial"] == others["hinge"]["own"]["train/weight@adversarial"]
+    assert ones["r3gan"]["logged"]["train/loss_gradient_penalty"] > 0
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

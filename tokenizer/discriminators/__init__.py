@@ -2,5 +2,6 @@
 
 from tokenizer.discriminators.dino import DinoDiscriminator
 from tokenizer.discriminators.patchgan import PatchGan
+from tokenizer.discriminators.stylegan import StyleGanDiscriminator
 
-DISCRIMINATORS = {"patchgan": PatchGan, "dino": DinoDiscriminator}
+DISCRIMINATORS = {"patchgan": PatchGan, "dino": DinoDiscriminator, "stylegan": StyleGanDiscriminator}

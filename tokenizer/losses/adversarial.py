@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,8 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def hinge_generator(fake: Tensor) -> Tensor:
-    """-mean fake."""
+def hinge_generator(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """-mean fake; `real` plays no part."""
     return -fake.mean()
 
 
@@ -26,9 +28,50 @@ def vanilla_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
-def non_saturating_generator(fake: Tensor) -> Tensor:
-    """mean softplus(-fake). Source: Goodfellow et al. 2014."""
+def non_saturating_generator(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """mean softplus(-fake); `real` plays no part. Source: Goodfellow et al. 2014."""
     return F.softplus(-fake).mean()
+
+
+def relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean softplus(-(real - fake)), image by image: real ones only have to look more real than their reconstruction.
+
+    Source: Jolicoeur-Martineau 2018; with a gradient penalty on both sides R3GAN (Huang et al. 2024).
+    """
+    return F.softplus(fake - real).mean()
+
+
+def relativistic_generator(fake: Tensor, real: Tensor) -> Tensor:
+    """mean softplus(-(fake - real))."""
+    return F.softplus(real - fake).mean()
+
+
+@dataclass(frozen=True)
+class Game:
+    """What the two sides minimise, of logits: `discriminator(real, fake)`, `generator(fake, real)`.
+
+    `relative`: the generator's loss reads the real images' logits.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor | None], Tensor]
+    relative: bool = False
+
+
+GAMES = {
+    "hinge": Game(hinge_discriminator, hinge_generator),
+    "non_saturating": Game(vanilla_discriminator, non_saturating_generator),
+    "relativistic": Game(relativistic_discriminator, relativistic_generator, relative=True),
+}
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Mean over images (B,3,H,W) of |gradient of the sum of an image's logits|^2; gradients flow through it.
+
+    On real images it is R1, on generated ones R2. Source: Mescheder et al. 2018; R3GAN takes half of it, times gamma.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
 def swapped_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -48,10 +91,12 @@ def swapped_generator(fake: Tensor) -> Tensor:
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """|gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last weight.
 
-    Clamped to [0, 1e4], without gradient. Source: VQGAN, equation 7.
+    Of the global batch, so all ranks get the same. Clamped to [0, 1e4], without gradient. Source: VQGAN, equation 7.
     """
-    wanted = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
-    given = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
+    wanted, given = (
+        dist.all_reduce_sum(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]) / dist.size()
+        for loss in (reconstruction, adversarial)
+    )
     return (wanted.norm() / (given.norm() + 1e-4)).clamp(0.0, 1e4).detach()
 
 
@@ -77,3 +122,9 @@ class LeCam:
     def penalty(self, real: Tensor, fake: Tensor) -> Tensor:
         """mean relu(real - running fake)^2 + mean relu(running real - fake)^2."""
         return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
+
+    def state(self) -> dict[str, float | None]:
+        return {"real": self.real, "fake": self.fake}
+
+    def load(self, state: dict[str, float | None]) -> None:
+        self.real, self.fake = state["real"], state["fake"]

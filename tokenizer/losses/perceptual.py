@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.config import opt
+from common.errors import UserError
 from evaluations.metrics.embedded import EfficientNetLite
 from evaluations.metrics.lpips import LPIPS
 from tokenizer.losses.pixel import ReconstructionLoss, WeightConfig
+from tokenizer.teachers import IMAGENET
+
+CONVNEXT_FILE = "convnext_small-0c510722.pth"
+CONVNEXT_URL = f"https://download.pytorch.org/models/{CONVNEXT_FILE}"
+CONVNEXT_SIZE = 224
 
 
 class LpipsLoss(ReconstructionLoss):
@@ -27,6 +34,45 @@ class LpipsLoss(ReconstructionLoss):
 
     def distance(self, recon: Tensor, target: Tensor) -> Tensor:
         return self.net(recon, target).mean()
+
+
+class ConvNextLoss(ReconstructionLoss):
+    """Mean squared difference of the 1,000 ImageNet logits of ConvNeXt-S, of images resized to 224 pixels.
+
+    Source: TiTok's perceptual loss beside LPIPS (weight 0.1 there), which NesTok trains with, too.
+    """
+
+    @dataclass
+    class Config(WeightConfig):
+        path: str | None = opt(None, f"torchvision's {CONVNEXT_FILE}; null = torch's hub cache")
+
+    def __init__(self, config: Config):
+        """Raises: UserError when the weights are not there."""
+        super().__init__(config)
+        from torchvision.models import convnext_small
+
+        path = Path(config.path or Path(torch.hub.get_dir()) / "checkpoints" / CONVNEXT_FILE)
+        if not path.is_file():
+            raise UserError(
+                f"the ConvNeXt perceptual loss needs {str(path)!r}, which does not exist: "
+                f"curl -L --create-dirs -o {path} {CONVNEXT_URL}; or use losses.perceptual.name=efficientnet_lite0"
+            )
+        self.net = convnext_small()
+        self.net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        self.net.requires_grad_(False)
+        self.eval()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
+        shown = F.interpolate(images, (CONVNEXT_SIZE, CONVNEXT_SIZE), mode="bilinear", antialias=True)
+        return self.net(((shown + 1) / 2 - mean) / deviation)
+
+    @torch.no_grad()
+    def target(self, images: Tensor) -> Tensor:
+        return self._logits(images)
+
+    def distance(self, recon: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(self._logits(recon).float(), target.float())
 
 
 class EfficientNetPerceptual(ReconstructionLoss):

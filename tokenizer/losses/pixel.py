@@ -18,13 +18,19 @@ class WeightConfig:
 
 
 class ReconstructionLoss(nn.Module):
-    """`loss(recon, loss.target(images))` is the weighted scalar; targets are computed once for all views of a step."""
+    """`loss(recon, loss.target(images))` is the weighted scalar; targets are computed once for all views of a step.
+
+    A network inside is frozen and stays in evaluation mode, whatever the module around it is told.
+    """
 
     Config = WeightConfig
 
     def __init__(self, config: Any):
         super().__init__()
         self.weight = config.weight
+
+    def train(self, mode: bool = True) -> ReconstructionLoss:
+        return super().train(False)
 
     @torch.no_grad()
     def target(self, images: Tensor) -> Any:

@@ -1,6 +1,12 @@
-"""Quantizers: latents (B,e,...) -> nearest code vectors and what training needs of the choice."""
+"""Quantizers: latents (B,e,...) -> vectors, their codes and what training needs of the choice."""
 
+from tokenizer.quantizers.fsq import FiniteScalarQuantizer
+from tokenizer.quantizers.kl import DiagonalGaussian
+from tokenizer.quantizers.lfq import LookupFreeQuantizer
 from tokenizer.quantizers.vq import VectorQuantizer
 from tokenizer.quantizers.vq_hits import HitCountQuantizer
 
-QUANTIZERS = {"vq": VectorQuantizer, "vq_hits": HitCountQuantizer}
+QUANTIZERS = {
+    "vq": VectorQuantizer, "vq_hits": HitCountQuantizer, "fsq": FiniteScalarQuantizer, "lfq": LookupFreeQuantizer,
+    "kl": DiagonalGaussian,
+}  # fmt: skip

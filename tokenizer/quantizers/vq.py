@@ -11,21 +11,11 @@ from torch import Tensor, nn
 from common import dist
 from common.config import opt
 from common.loop import autocast
+from tokenizer.quantizers.base import CodeQuantizer, Quantized, to_maps, to_rows
 from tokenizer.quantizers.perturbation import Perturbation, perturb
 
-USAGE_WINDOW = 65536
 
-
-@dataclass
-class Quantized:
-    """`vectors` like the latents, to which they pass gradients; `codes` int64 (B,positions); losses by name."""
-
-    vectors: Tensor
-    codes: Tensor
-    losses: dict[str, Tensor]
-
-
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(CodeQuantizer):
     """Nearest code by squared distance, in fp32 whatever autocast says.
 
     Losses: vq = mean (q - sg z)^2, commit = beta * mean (sg q - z)^2, entropy = weight * (mean entropy of a
@@ -46,19 +36,11 @@ class VectorQuantizer(nn.Module):
         )
 
     def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.codebook_size, self.codebook_dim = config.codebook_size, config.codebook_dim
+        super().__init__(config, config.codebook_size, config.codebook_dim)
         self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / config.codebook_size, 1.0 / config.codebook_size)
         if config.l2_norm:
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
-        self.step = 0  # the training step, which the trainer keeps up to date
-        self._start_usage()
-
-    def _start_usage(self) -> None:
-        # The last codes seen in training, newest last; -1 = not filled yet. Float because released files hold it so.
-        self.register_buffer("codebook_used", torch.full((USAGE_WINDOW,), -1.0))
 
     def codebook(self) -> Tensor:
         """Code vectors (K,e), fp32."""
@@ -72,27 +54,16 @@ class VectorQuantizer(nn.Module):
 
     def rows(self, latents: Tensor) -> Tensor:
         """latents (B,e,H,W) -> what is compared with the codes, fp32 (B*H*W,e): images, then rows, then columns."""
-        rows = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
+        rows = to_rows(latents)
         return F.normalize(rows, dim=-1) if self.config.l2_norm else rows
 
     def perturb(self, latents: Tensor, quantized: Quantized, how: Perturbation) -> Tensor:
         """`quantized.vectors`, those of some images replaced by vectors of near codes."""
         return perturb(self, latents, quantized.vectors, quantized.codes, how)
 
-    def seen(self) -> Tensor:
-        """1.0 for codes in the window of this rank, else 0.0; float (K,)."""
-        seen = torch.zeros(self.codebook_size + 1, device=self.codebook_used.device)
-        seen[self.codebook_used.long()] = 1  # the -1 of unfilled slots lands in the extra last slot
-        return seen[:-1]
-
-    def usage(self) -> Tensor:
-        """Share of the codebook in use lately, on this rank."""
-        return self.seen().mean()
-
     def forward(self, latents: Tensor) -> Quantized:
         """latents (B,e,H,W) -> vectors of the same shape and dtype fp32, codes (B,H*W)."""
         with autocast("none", latents.device):
-            batch, dim, height, width = latents.shape
             rows = self.rows(latents)
             if self.training:
                 self._refresh(rows.detach())
@@ -108,20 +79,14 @@ class VectorQuantizer(nn.Module):
                 if self.config.entropy_weight:
                     losses["entropy"] = self.config.entropy_weight * entropy_loss(distances)
             through = rotate(rows, nearest.detach()) if self.config.rotation else rows + (nearest - rows).detach()
-            vectors = through.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
-            return Quantized(vectors, codes.reshape(batch, -1), losses)
-
-    @torch.no_grad()
-    def _remember(self, codes: Tensor) -> None:
-        recent = codes[-USAGE_WINDOW:].float()
-        self.codebook_used.copy_(torch.cat([self.codebook_used[len(recent) :], recent]))
+            return Quantized(to_maps(through, latents), codes.unflatten(0, (len(latents), -1)), losses)
 
     @torch.no_grad()
     def _refresh(self, rows: Tensor) -> None:
         """Move unused codes onto latents of this batch. Source: NesTok, usage-driven codebook refresh."""
         if not self.config.refresh_every or self.step == 0 or self.step % self.config.refresh_every:
             return
-        dead = (dist.all_reduce_sum(self.seen()) == 0).nonzero().flatten()
+        dead = (self.seen() == 0).nonzero().flatten()
         spread = torch.linspace(0, len(rows) - 1, len(dead), device=rows.device).long()
         self.embedding.weight[dead] = dist.from_main(rows[spread]).to(self.embedding.weight.dtype)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from common.loop import step_generator
 from tokenizer.layout import Layout
 from tokenizer.model import Pass
+from tokenizer.quantizers.base import Quantizer
 from tokenizer.quantizers.perturbation import Perturbation
 
 
@@ -43,15 +44,15 @@ class Plan:
 class Context:
     """What a regularizer may know of the tokenizer it acts on.
 
-    `grid` cells per side, `image_size` pixels, `num_codes` per image in training (redundant ones included), each below
-    `codebook_size`.
+    `grid` cells per side, `image_size` pixels, `num_codes` per image in training (redundant ones included), made by
+    `quantizer`.
     """
 
     grid: int
     image_size: int
     device: torch.device
     num_codes: int
-    codebook_size: int
+    quantizer: Quantizer
 
 
 class Regularizer:

@@ -11,6 +11,7 @@ from common.config import opt
 from common.errors import UserError
 from tokenizer.model import Pass
 from tokenizer.quantizers.perturbation import NEIGHBOURS, Perturbation, anneal
+from tokenizer.quantizers.vq import VectorQuantizer
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
 CHOSEN, UNIFORMS, RANKS = 3, 4, 5  # streams
@@ -42,7 +43,9 @@ class PerturbLatents(Regularizer):
         for name in ("alpha", "beta", "end_ratio"):
             if not 0 <= getattr(config, name) <= 1:
                 raise UserError(f"perturbation.{name} got {getattr(config, name)}; expected 0 to 1")
-        most = context.codebook_size
+        if not isinstance(context.quantizer, VectorQuantizer):
+            raise UserError("regularizers.perturbation redraws codes of a learned codebook; use model.quantizer.name=vq")
+        most = context.quantizer.codebook_size
         if not 1 <= config.delta <= most:
             raise UserError(f"perturbation.delta got {config.delta}; expected 1 to codebook_size={most}")
         if config.anneal_end < config.anneal_start:

@@ -13,10 +13,11 @@ from autoregressive.recognise import generator_config
 from common.config import build, resolve
 from evaluations.metrics.lpips import LPIPSNetwork
 from tests.golden import models
-from tests.golden.fixture import Fixture, Report, Skip
+from tests.golden.fixture import Fixture, Report
 from tokenizer.config import TokenizerConfig
 from tokenizer.discriminators.dino import DinoDiscriminator, FrozenDino
 from tokenizer.discriminators.patchgan import PatchGan
+from tokenizer.discriminators.stylegan import StyleGanDiscriminator
 from tokenizer.layers.vit import VitConfig
 from tokenizer.legacy import from_released, to_released
 from tokenizer.model import Tokenizer
@@ -75,7 +76,7 @@ def build_from(fixture: Fixture) -> tuple[nn.Module, dict[str, Tensor]]:
             return backbone, {key.removeprefix("vit."): value for key, value in backbone.state_dict().items()}
         model = DinoDiscriminator(config, backbone)
     elif stem == "disc_stylegan":
-        raise Skip("OPTIONAL: no released configuration uses the StyleGAN discriminator, so it is not built here")
+        model = StyleGanDiscriminator(StyleGanDiscriminator.Config(about["constructor_args"]["image_size"]))
     else:
         raise ValueError("no model of ours answers to this contract")
     return model, model.state_dict()

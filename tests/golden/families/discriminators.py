@@ -1,12 +1,13 @@
-"""Discriminators: PatchGAN, and heads on a frozen DINO."""
+"""Discriminators: PatchGAN, StyleGAN's, and heads on a frozen DINO."""
 
 from __future__ import annotations
 
 import torch
 
-from tests.golden.fixture import Fixture, Report, Skip, filled
+from tests.golden.fixture import Fixture, Report, filled
 from tokenizer.discriminators.dino import DinoDiscriminator, FrozenDino, LocalBatchNorm, fit
 from tokenizer.discriminators.patchgan import PatchGan
+from tokenizer.discriminators.stylegan import StyleGanDiscriminator
 from tokenizer.layers.vit import VitConfig
 
 
@@ -21,7 +22,19 @@ def check(fixture: Fixture, report: Report) -> None:
     elif fixture.path.stem.startswith("disc_dino"):
         _dino(fixture, report)
     else:
-        raise Skip("OPTIONAL: no released configuration uses the StyleGAN discriminator, so it is not built here")
+        _stylegan(fixture, report)
+
+
+def _stylegan(fixture: Fixture, report: Report) -> None:
+    reduced, io = fixture.about["reduced_dimensions"], fixture.io
+    widths = [width for _, width in sorted(reduced["channels_by_resolution"].items(), key=lambda item: int(item[0]))]
+    model = StyleGanDiscriminator(StyleGanDiscriminator.Config(reduced["image_size"], widths))
+    model.load_state_dict(fixture.weights)
+    images = fixture.images().requires_grad_()
+    logits = model(images)
+    report.close("logits", logits, io["logits"])
+    logits.sum().backward()
+    report.close("grad_x", images.grad, io["grad_x"])
 
 
 def _patchgan(fixture: Fixture, report: Report) -> None:

@@ -1,0 +1,93 @@
+"""What all quantizers share: the shape of their results and the record of which codes are in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import dist
+
+USAGE_WINDOW = 65536
+NO_CODES = (
+    "this tokenizer is continuous (quantizer kl): its vectors have no codes to store, look up or generate; "
+    "use a tokenizer with another model.quantizer, or Tokenizer.vectors and decode_vectors"
+)
+
+
+@dataclass
+class Quantized:
+    """`vectors` (B,e,...) like the latents, to which they pass gradients; `codes` int64 (B,positions), or None where
+    the vectors are continuous; losses by name."""
+
+    vectors: Tensor
+    codes: Tensor | None
+    losses: dict[str, Tensor]
+
+
+class Quantizer(nn.Module):
+    """latents (B,latent_dim,H,W) -> `Quantized` with vectors (B,codebook_dim,H,W).
+
+    `step` is the training step, which the trainer keeps up to date.
+    """
+
+    def __init__(self, config: Any, codebook_dim: int):
+        super().__init__()
+        self.config, self.codebook_dim = config, codebook_dim
+        self.step = 0
+
+    @property
+    def latent_dim(self) -> int:
+        return self.codebook_dim
+
+    def forward(self, latents: Tensor) -> Quantized:
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+
+class CodeQuantizer(Quantizer):
+    """A quantizer with `codebook_size` codes K."""
+
+    def __init__(self, config: Any, codebook_size: int, codebook_dim: int):
+        super().__init__(config, codebook_dim)
+        self.codebook_size = codebook_size
+        self._start_usage()
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """codes int64 (...,) -> vectors (...,e), fp32."""
+        raise TypeError(f"{type(self).__name__} defines no lookup")
+
+    def codebook(self) -> Tensor:
+        """All code vectors (K,e), fp32."""
+        return self.lookup(torch.arange(self.codebook_size, device=self.codebook_used.device))
+
+    def _start_usage(self) -> None:
+        # The last codes seen in training, newest last; -1 = not filled yet. Float because released files hold it so.
+        self.register_buffer("codebook_used", torch.full((USAGE_WINDOW,), -1.0))
+
+    def seen(self) -> Tensor:
+        """1.0 for codes in the window, else 0.0; float (K,)."""
+        seen = torch.zeros(self.codebook_size + 1, device=self.codebook_used.device)
+        seen[self.codebook_used.long()] = 1  # the -1 of unfilled slots lands in the extra last slot
+        return seen[:-1]
+
+    def usage(self) -> Tensor:
+        """Share of the codebook in use lately, on all ranks."""
+        return self.seen().mean()
+
+    @torch.no_grad()
+    def _remember(self, codes: Tensor) -> None:
+        """Take in the codes (n,) of this rank; every rank keeps those of all."""
+        recent = torch.cat(dist.all_gather(codes))[-USAGE_WINDOW:].float()
+        self.codebook_used.copy_(torch.cat([self.codebook_used[len(recent) :], recent]))
+
+
+def to_rows(latents: Tensor) -> Tensor:
+    """(B,e,H,W) -> fp32 (B*H*W,e), running over images, rows, columns."""
+    return latents.float().permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def to_maps(rows: Tensor, latents: Tensor) -> Tensor:
+    """Inverse of `to_rows` for rows of any width, with the batch and the sides of `latents`."""
+    return rows.unflatten(0, (len(latents), *latents.shape[2:])).permute(0, 3, 1, 2)
