@@ -44,7 +44,7 @@ class PerturbLatents(Regularizer):
             if not 0 <= getattr(config, name) <= 1:
                 raise UserError(f"perturbation.{name} got {getattr(config, name)}; expected 0 to 1")
         if not isinstance(context.quantizer, VectorQuantizer):
-            raise UserError("regularizers.perturbation redraws codes of a learned codebook; use model.quantizer.name=vq")
+            raise UserError("perturbation redraws codes of a learned codebook; set model.quantizer.name=vq")
         most = context.quantizer.codebook_size
         if not 1 <= config.delta <= most:
             raise UserError(f"perturbation.delta got {config.delta}; expected 1 to codebook_size={most}")
