@@ -125,7 +125,7 @@ class Tokenizer(nn.Module, HubModel):
         return codes[:, : self.num_tokens]
 
     @torch.no_grad()
-    def vectors(self, images: Tensor) -> Tensor:
+    def encode_vectors(self, images: Tensor) -> Tensor:
         """images (B,3,H,W) -> what `decode_vectors` takes, (B,e,1,N) or (B,e,G,G). Redundant tokens are left out."""
         latents, _ = self.latents(images)
         return self.quantizer(latents).vectors[..., : self.num_tokens]

@@ -210,7 +210,7 @@ class TokenizerTrainee:
         sums = {length: torch.zeros((), device=self.world.device) for length in lengths}
         for batch in batches(data, mine, 64):
             images = from_pixels(batch["pixels"].to(self.world.device))
-            vectors = tokenizer.vectors(images)
+            vectors = tokenizer.encode_vectors(images)
             for length in lengths:
                 decoded = tokenizer.decode_vectors(vectors, length).images.clamp(-1, 1)
                 error = F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))

@@ -116,7 +116,7 @@ def test_the_kl_term_is_that_of_a_normal_distribution_and_samples_spread() -> No
 @pytest.mark.parametrize("name", [name for name in QUANTIZERS if name != "vq_hits"])
 def test_a_tokenizer_works_with_each(name: str, kind: str) -> None:
     model = make(kind, quantizer={"name": name, **SMALL[name]})
-    vectors = model.vectors(images())
+    vectors = model.encode_vectors(images())
     whole = model.decode_vectors(vectors).images
     assert whole.shape == (3, 3, 32, 32)
     if name != "kl":

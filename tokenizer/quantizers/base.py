@@ -13,7 +13,7 @@ from common import dist
 USAGE_WINDOW = 65536
 NO_CODES = (
     "this tokenizer is continuous (quantizer kl): its vectors have no codes to store, look up or generate; "
-    "use a tokenizer with another model.quantizer, or Tokenizer.vectors and decode_vectors"
+    "use a tokenizer with another model.quantizer, or Tokenizer.encode_vectors and decode_vectors"
 )
 
 
