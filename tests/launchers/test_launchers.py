@@ -18,6 +18,7 @@ JOBS = {
     "train_vq.sh": "tokenizer.train",
     "reconstruction.sh": "evaluations.reconstruction",
     "val.sh": "evaluations.reference",
+    "eval_pfid.sh": "evaluations.pfid",
     "extract_code_c2i.sh": "autoregressive.extract_codes",
     "make_pairs.sh": "autoregressive.make_pairs",
     "train_c2i.sh": "autoregressive.train",
@@ -89,7 +90,7 @@ def test_the_variables_of_the_papers_reach_the_job():
     words = printed("extract_code_c2i.sh", "--ten-crop", VQ_CKPT="a run", TOK_CONFIG="t.yaml", CODE_PATH="codes")
     assert words[3:] == ["--vq-ckpt", "a run", "--tok-config", "t.yaml", "--code-path", "codes", "--ten-crop"]
     assert printed("extract_code_c2i.sh", "--ten-crop")[3:] == ["--ten-crop"]
-    for script in ("reconstruction.sh", "sample_c2i_search_cfg.sh"):
+    for script in ("reconstruction.sh", "sample_c2i_search_cfg.sh", "eval_pfid.sh"):
         assert printed(script, EVAL_PYTHON_PATH="/x/python")[3:] == ["--eval-python-path", "/x/python"]
 
 

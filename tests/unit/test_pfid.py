@@ -1,0 +1,103 @@
+"""The perturbed Frechet distance: its definition, cell by cell."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import checkpoint, config
+from common.errors import UserError
+from evaluations import pfid_job, reconstruction_job
+from evaluations.pfid import FLAGS, PfidConfig
+from evaluations.reconstruction import ReconstructionConfig
+from tokenizer.config import TokenizerConfig
+from tokenizer.model import Tokenizer
+
+NAME = "fd_efficientnet_lite2"
+CNN = {"channels": 16, "multipliers": [1, 1], "blocks": 1, "norm": "none", "patch": 2}
+VIT = {"width": 32, "layers": 1, "heads": 2}
+MODEL = {
+    "image_size": 16, "z_channels": 32, "init": "fan_in", "layout": {"num_tokens": 16, "redundant": 8},
+    "encoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": VIT},
+    "decoder": {
+        "name": "hybrid_1d", "cnn": {**CNN, "adaptive_norm": False}, "transformer": VIT, "semantic_head": None,
+    },
+    "quantizer": {"name": "vq", "codebook_size": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, rng = tmp_path_factory.mktemp("pfid"), np.random.default_rng(0)
+    (root / "images").mkdir()
+    for index in range(12):
+        colours = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((16, 16)).save(root / f"images/{index:02d}.png")
+    settings = config.resolve(TokenizerConfig, MODEL, where="model")
+    torch.manual_seed(0)
+    model = Tokenizer(settings)
+    checkpoint.save(root / "vq", 1, {"model": model.state_dict()}, {}, {"model": dataclasses.asdict(settings)})
+    return root
+
+
+def measure(made: Path, out: Path, *more: object) -> dict[str, Any]:
+    words = ["--vq-ckpt", made / "vq", "--data-path", made / "images", "--sample-dir", out, "--device", "cpu",
+             "--frechet", NAME, *more]  # fmt: skip
+    return pfid_job.run(config.parse(PfidConfig, [str(word) for word in words], aliases=FLAGS))
+
+
+def test_without_perturbation_it_is_the_distance_of_reconstructions(made: Path, tmp_path: Path) -> None:
+    found = measure(made, tmp_path / "p", "--alphas", "[0.0,1.0]", "--deltas", "[1,8]", "--num-tokens", "[4]")
+    plain = reconstruction_job.run(ReconstructionConfig(
+        vq_ckpt=str(made / "vq"), data_path=str(made / "images"), sample_dir=str(tmp_path / "r"), device="cpu",
+        num_tokens=[4], frechet=NAME,
+    ))  # fmt: skip
+    entry, expected = found["tokens"]["4"], plain["tokens"]["4"][NAME]
+    assert entry["unperturbed"] == {NAME: expected}
+    values = {(cell["alpha"], cell["delta"]): cell[f"p{NAME}"] for cell in entry["cells"]}
+    assert values[0.0, 1] == values[0.0, 8] == values[1.0, 1] == expected != values[1.0, 8]
+    assert entry["mean"] == {f"p{NAME}": pytest.approx(sum(values.values()) / 4)}
+    assert "fid" not in str(entry)
+
+
+@pytest.mark.parametrize("neighbours", ["code", "latent"])
+def test_the_batch_does_not_matter(made: Path, tmp_path: Path, neighbours: str) -> None:
+    words = ("--alphas", "[0.5]", "--deltas", "[0.25]", "--neighbours", neighbours, "--num-images", 8)
+    [cell] = measure(made, tmp_path / "8", *words)["tokens"]["16"]["cells"]
+    assert (cell["alpha"], cell["delta"], cell["delta_share"]) == (0.5, 8, 0.25)
+    [again] = measure(made, tmp_path / "3", *words, "--per-proc-batch-size", 3)["tokens"]["16"]["cells"]
+    assert again == pytest.approx(cell, rel=1e-4)
+    [other] = measure(made, tmp_path / "other", *words, "--seed", 1)["tokens"]["16"]["cells"]
+    assert other != pytest.approx(cell, rel=1e-3)
+
+
+def test_a_code_is_redrawn_among_the_nearest_and_may_stay() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(50, (100, 64), generator=generator)
+    near = (codes.unsqueeze(2) + torch.arange(10)) % 50
+    wrong = pfid_job.perturb_codes(codes, near, 0.5, 10, torch.rand(2, 100, 64, generator=generator))
+    assert (wrong == codes).float().mean() == pytest.approx(1 - 0.5 * 0.9, abs=0.02)
+    assert set(((wrong - codes) % 50).unique().tolist()) == set(range(10))
+
+
+def test_the_pool_of_all_codes_makes_them_uniform() -> None:
+    near = torch.arange(50).expand(100, 64, 50)
+    wrong = pfid_job.perturb_codes(torch.zeros(100, 64, dtype=torch.int64), near, 1.0, 50, torch.rand(2, 100, 64))
+    counts = torch.bincount(wrong.flatten(), minlength=50).float()
+    assert ((counts - 128).abs() < 5 * 128**0.5).all()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--deltas", "[33]"), "deltas holds"), (("--alphas", "[1.5]"), "alphas holds"), (("--alphas", "[]"), "nothing"),
+    (("--num-tokens", "[17]"), "num-tokens holds"), (("--neighbours", "pixel"), "latent or code"),
+    (("--frechet", "null"), "nothing to measure"),
+])  # fmt: skip
+def test_mistakes_are_named(made: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        measure(made, tmp_path, *words)
