@@ -16,7 +16,8 @@ from common import checkpoint, dist
 from common.codes import ChunkedWriter, hash_names, import_npy
 from common.data import ImageFolder, batches
 from common.errors import UserError
-from common.images import center_crop, from_pixels, read_image
+from common.images import center_crop, from_pixels
+from common.shards import open_images
 from tokenizer.model import Tokenizer
 
 __all__ = ["Crops", "run"]
@@ -39,7 +40,7 @@ class Crops(Dataset):
         return len(self.folder)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        image, side = read_image(self.folder.paths[index]), self.folder.image_size
+        image, side = self.folder.read(index), self.folder.image_size
         if not self.ten_crop:
             centre = np.asarray(center_crop(image, side))
             return {"pixels": np.stack((centre, centre[:, ::-1]))}
@@ -64,7 +65,7 @@ def run(config: ExtractConfig) -> Path:
         raise UserError(f"--crop-range got {config.crop_ranges}; expected numbers of at least 1, such as 1.1")
     world = dist.init(config.device)
     model = load_tokenizer(config.vq_ckpt, config.weights, world.device, config.image_size, config.tok_config)
-    folder = ImageFolder(config.data_path, model.image_size)
+    folder = open_images(config.data_path, model.image_size)
     crops = Crops(folder, config.ten_crop, config.crop_ranges)
     writer = ChunkedWriter(config.code_path, _meta(config, model, folder, crops), config.chunk)
     if writer.is_finished():
@@ -103,14 +104,13 @@ def _encode(
 
 
 def _meta(config: ExtractConfig, model: Tokenizer, folder: ImageFolder, crops: Crops) -> dict[str, Any]:
-    root = Path(config.data_path)
     return {
         "num_images": len(folder), "num_augmentations": crops.count, "num_tokens": model.num_tokens,
         "codebook_size": model.codebook_size, "classes": folder.classes,
         "tokenizer": checkpoint.fingerprint(checkpoint.resolve_folder(config.vq_ckpt)), "weights": config.weights,
         "image_size": model.image_size,
         "crops": [f"ten_crop {reach}" for reach in config.crop_ranges] if config.ten_crop else ["centre, mirrored"],
-        "image_order": hash_names(str(Path(path).relative_to(root)) for path in folder.paths),
+        "image_order": hash_names(folder.names()),
     }
 
 

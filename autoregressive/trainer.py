@@ -20,6 +20,7 @@ from common.data import ImageFolder, batches, share, stream
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
+from common.shards import open_images
 from tokenizer.model import Tokenizer
 
 __all__ = ["GeneratorTrainee", "Source", "run"]
@@ -47,7 +48,7 @@ class Source:
             self.num_tokens = config.model["num_tokens"] or self.tokenizer.num_tokens
             self.codebook_size = self.tokenizer.codebook_size
             self.tokenizer_hash = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt))
-            self.dataset = ImageFolder(data.root, self.tokenizer.image_size, data.crop, data.flip, seed)
+            self.dataset = open_images(data.root, self.tokenizer.image_size, data.crop, data.flip, seed)
         self.classes = self.dataset.classes
 
     def codes(self, batch: dict[str, Tensor]) -> Tensor:

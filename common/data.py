@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -33,20 +34,38 @@ class ImageFolder(Dataset):
             raise UserError(f"image folder {str(root)!r} does not exist; pass --data-path DIR (or data.root=DIR)")
         if crop not in ("random", "center"):
             raise UserError(f"data.crop got {crop!r}; expected random or center")
-        self.classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and _has_images(entry.path))
+        self.root = root
+        self.classes: list[str] = []
         self.paths: list[str] = []
         self.labels: list[int] = []
-        for label, folder in enumerate(self.classes or [""]):
-            files = sorted(_images(root / folder))
+        self._list()
+        self.image_size, self.crop, self.flip, self.seed = image_size, crop, flip, seed
+
+    def _list(self) -> None:
+        """Fill in classes, paths and labels."""
+        folders = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and _has_images(entry.path))
+        for label, folder in enumerate(folders or [""]):
+            files = sorted(_images(self.root / folder))
             self.paths += files
             self.labels += [label] * len(files)
         if not self.paths:
             raise UserError(
-                f"image folder {str(root)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); "
+                f"image folder {str(self.root)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); "
                 "expected <class>/*.png below it"
             )
-        self.classes = self.classes or [root.name]
-        self.image_size, self.crop, self.flip, self.seed = image_size, crop, flip, seed
+        self.classes = folders or [self.root.name]
+
+    def read(self, index: int) -> Image.Image:
+        """Image number `index` as it is, RGB."""
+        return read_image(self.paths[index])
+
+    def names(self) -> list[str]:
+        """Every image's path below the folder, in order."""
+        return [str(Path(path).relative_to(self.root)) for path in self.paths]
+
+    def files(self, count: int) -> list[str]:
+        """The files that hold the first `count` images, for records of what was read."""
+        return self.paths[:count]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,7 +73,7 @@ class ImageFolder(Dataset):
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, np.ndarray | int]:
         index, position = item if isinstance(item, tuple) else (item, item)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-        image = read_image(self.paths[index])
+        image = self.read(index)
         if self.crop == "random":
             image = random_crop(image, self.image_size, rng)
         else:

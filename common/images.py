@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -30,13 +31,13 @@ def from_pixels(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """An image file as RGB.
+def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
+    """An image file as RGB; with `content`, the file's bytes, `path` only names it.
 
     Raises: UserError naming the file when it is missing, truncated or no image at all.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path if content is None else io.BytesIO(content)) as opened:
             return opened.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"image {str(path)!r} does not exist; it was listed when the job started") from error

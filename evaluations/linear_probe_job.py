@@ -21,6 +21,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
 from common.settings import OptimConfig, RunConfig
+from common.shards import open_images
 from evaluations import record
 from evaluations.lars import Lars
 from evaluations.linear_probe import ProbeConfig
@@ -137,12 +138,12 @@ def train_and_measure(config: ProbeConfig, world: World, features: Features, ima
     else:
         folder = _train(config, world, features, image_size, probed)
     classes = json.loads((folder / checkpoint.MANIFEST).read_text())["classes"]
-    data = ImageFolder(config.val_path, image_size, crop="center")
+    data = open_images(config.val_path, image_size, crop="center")
     if data.classes != classes:
         raise UserError(f"{config.val_path!r} has other classes than the probe's training images; pass their val part")
     question = {
-        "job": "linear_probe", **probed, "probe": record.checkpoint(folder), "files": record.files_key(data.paths),
-        "precision": config.precision,
+        "job": "linear_probe", **probed, "probe": record.checkpoint(folder), "precision": config.precision,
+        "files": record.files_key(data.files(len(data))),
     }
     path = Path(config.out) / "results.json"
     earlier = dist.gather_objects(record.read_current(path, question))[0]
@@ -164,7 +165,7 @@ def train_and_measure(config: ProbeConfig, world: World, features: Features, ima
 
 
 def _train(config: ProbeConfig, world: World, features: Features, image_size: int, probed: dict[str, Any]) -> Path:
-    data = ImageFolder(config.data_path, image_size, config.crop, config.flip, config.seed)
+    data = open_images(config.data_path, image_size, config.crop, config.flip, config.seed)
     batch_size = config.per_proc_batch_size * world.size
     steps = max(1, math.ceil(config.epochs * len(data) / batch_size))
     schedule = OptimConfig(

@@ -21,6 +21,7 @@ from common.data import ImageFolder, batches, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
+from common.shards import open_images
 from evaluations import record
 from evaluations.val_loss import ValLossConfig
 
@@ -59,7 +60,7 @@ def _run(config: ValLossConfig, world: World) -> dict[str, Any]:
         named = (config.image_size, config.tok_config)
         tokenizer = load_tokenizer(config.vq_ckpt, config.vq_weights, world.device, *named)
         model = load_generator(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
-        dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
+        dataset = open_images(config.data_path, tokenizer.image_size, crop="center")
     if len(dataset.classes) > model.num_classes:
         raise UserError(f"{len(dataset.classes)} classes of images, the generator knows {model.num_classes}")
     count = min(len(dataset), config.num_images or len(dataset))
@@ -100,7 +101,7 @@ def _default_path(gpt_ckpt: str) -> Path:
 
 def _question(config: ValLossConfig, dataset: ImageFolder | CodeStore, count: int) -> dict[str, Any]:
     asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_QUESTION}
-    files = [Path(config.code_path) / "codes.npy"] if config.code_path else dataset.paths[:count]
+    files = [Path(config.code_path) / "codes.npy"] if config.code_path else dataset.files(count)
     return {
         "job": "val_loss", **asked, "images": count, "files": record.files_key(files),
         "generator": record.checkpoint(config.gpt_ckpt),

@@ -17,6 +17,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
 from common.pairs import PairFolder
+from common.shards import open_images
 from tokenizer import load_weights
 from tokenizer.adversary import Adversary
 from tokenizer.config import TrainConfig
@@ -200,7 +201,7 @@ class TokenizerTrainee:
         if not self.config.val_root:
             raise UserError("run.validate_every is set but val_root is not; give val_root=DIR or run.validate_every=0")
         tokenizer = self.ema.module if self.ema else self.tokenizer.eval()
-        data = ImageFolder(self.config.val_root, tokenizer.image_size)
+        data = open_images(self.config.val_root, tokenizer.image_size)
         mine = share(len(data), self.world.rank, self.world.size)
         lengths = (
             [tokenizer.num_tokens // 8, tokenizer.num_tokens]
@@ -224,9 +225,9 @@ def _at_most(num_tokens: int | Tensor, most: int) -> int | Tensor:
     return num_tokens.clamp(max=most) if isinstance(num_tokens, Tensor) else min(num_tokens, most)
 
 
-def image_folder(config: TrainConfig) -> ImageFolder:
+def training_images(config: TrainConfig) -> ImageFolder:
     data = config.data
-    return ImageFolder(data.root, config.model.image_size, data.crop, data.flip, config.run.seed)
+    return open_images(data.root, config.model.image_size, data.crop, data.flip, config.run.seed)
 
 
 def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) -> None:
@@ -256,7 +257,7 @@ def run(config: TrainConfig) -> None:
     """The job behind `python -m tokenizer.train`."""
     world = dist.init(config.run.device)
     trainee = TokenizerTrainee(config, world)
-    data = PairFolder(config.data.pairs, config.data.root) if config.data.pairs else image_folder(config)
+    data = PairFolder(config.data.pairs, config.data.root) if config.data.pairs else training_images(config)
     if config.data.pairs:
         check_pairs(config, data, trainee.tokenizer)
 

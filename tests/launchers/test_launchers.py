@@ -25,6 +25,7 @@ JOBS = {
     "sample_c2i_visualization.sh": "autoregressive.sample",
     "sample_c2i_search_cfg.sh": "evaluations.generation",
     "val_loss_c2i.sh": "evaluations.val_loss",
+    "pack_images.sh": "common.pack",
     "train_lin_probe.sh": "evaluations.linear_probe",
     "train_lin_probe_gpt.sh": "evaluations.linear_probe",
     "convert_checkpoint.sh": "autoregressive.convert",

@@ -24,7 +24,7 @@ from autoregressive.config import ExtractConfig, SampleConfig, TrainConfig
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.legacy import EXTRACT_FLAGS, SAMPLE_FLAGS, TRAIN_FLAGS
-from common import checkpoint, config, dist
+from common import checkpoint, config, dist, shards
 from common.codes import ChunkedWriter, CodeStore
 from common.data import ImageFolder
 from common.errors import UserError
@@ -110,6 +110,14 @@ def test_codes_belong_to_their_images(made: Path) -> None:
         pixels = torch.from_numpy(np.array(center_crop(read_image(path), 32)))
         both = from_pixels(torch.stack((pixels, pixels.flip(1))))
         assert np.array_equal(model.encode(both).numpy(), codes[index])
+
+
+def test_tar_shards_give_the_same_store(made: Path, tmp_path: Path) -> None:
+    packed = shards.pack(made / "images", tmp_path / "shards", shard_mb=0.01)
+    words = ["--data-path", packed, "--vq-ckpt", made / "vq", "--code-path", tmp_path / "codes", "--device", "cpu"]
+    extractor.run(parse(ExtractConfig, EXTRACT_FLAGS, *words, "--batch-size", 4, "chunk=4"))
+    for name in ("codes.npy", "labels.npy", "meta.json"):
+        assert (tmp_path / "codes" / name).read_bytes() == (made / "codes" / name).read_bytes()
 
 
 def test_ten_crop_order(made: Path) -> None:
