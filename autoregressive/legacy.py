@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from common.config import Alias
-from common.errors import UserError
+from common.flags import half, only, optional, switch
 
-__all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "PAIRS_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS", "half", "switch"]
-
-
-def _only(flag: str, *values: str) -> Callable[[str], list[str]]:
-    """A flag that has one meaning here: these values are accepted, others are an error."""
-
-    def check(value: str) -> list[str]:
-        if value not in values:
-            raise UserError(f"--{flag} got {value!r}; expected {' or '.join(values)}")
-        return []
-
-    return check
+__all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "PAIRS_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS"]
 
 
-def switch(*entries: str) -> Callable[[str], list[str]]:
-    """A flag without a value that stands for fixed entries."""
-
-    def expand(value: str) -> list[str]:
-        return list(entries) if value.lower() == "true" else []
-
-    expand.switch = True
-    return expand
-
-
-def half(key: str) -> Callable[[str], list[str]]:
-    """fp16 of the papers means "half precision": bf16 has its speed and needs no loss scaling."""
-    return lambda value: [f"{key}={'bf16' if value == 'fp16' else value}"]
-
-
-COMMON_FLAGS: dict[str, Alias] = {"quant-way": _only("quant-way", "vq"), "gpt-type": _only("gpt-type", "c2i")}
+COMMON_FLAGS: dict[str, Alias] = {"quant-way": only("quant-way", "vq"), "gpt-type": only("gpt-type", "c2i")}
 
 MODEL_FLAGS: dict[str, Alias] = {
     "gpt-model": "model.size",
@@ -52,7 +24,7 @@ MODEL_FLAGS: dict[str, Alias] = {
 
 EXTRACT_FLAGS: dict[str, Alias] = {
     **COMMON_FLAGS,
-    "dataset": _only("dataset", "imagenet"),
+    "dataset": only("dataset", "imagenet"),
     "model-config": "tok_config",
     "crop-range": lambda value: [f"crop_ranges=[{value}]"],
     "num-workers": "workers",
@@ -62,7 +34,7 @@ EXTRACT_FLAGS: dict[str, Alias] = {
 TRAIN_FLAGS: dict[str, Alias] = {
     **COMMON_FLAGS,
     **MODEL_FLAGS,
-    "dataset": _only("dataset", "imagenet", "imagenet_code"),
+    "dataset": only("dataset", "imagenet", "imagenet_code"),
     "code-path": "data.codes",
     "val-code-path": "data.val_codes",
     "data-path": "data.root",
@@ -70,7 +42,7 @@ TRAIN_FLAGS: dict[str, Alias] = {
     "global-batch-size": "data.batch_size",
     "num-workers": "data.workers",
     "iterations": "run.steps",
-    "early-stop-iter": lambda value: [f"run.stop_at={'null' if value == 'None' else value}"],
+    "early-stop-iter": optional("run.stop_at"),
     "global-seed": "run.seed",
     "ckpt-every": "run.checkpoint_every",
     "milestone-step": "run.milestone_every",

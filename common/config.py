@@ -301,7 +301,7 @@ def parse(
                 else:
                     value = argv[at]
                     at += 1
-            if flag == "config" or (flag == "model-config" and flag not in aliases):
+            if flag == "config" or (flag == "model-config" and not _is_known(schema, flag, aliases)):
                 raw = merge(raw, read_yaml(value))
                 continue
             entries = _flag_entries(schema, flag, value, aliases)
@@ -316,6 +316,10 @@ def parse(
         print(dump(config), end="")
         raise SystemExit(0)
     return config
+
+
+def _is_known(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:
+    return flag in aliases or flag.replace("-", "_") in {field.name for field in dataclasses.fields(schema)}
 
 
 def _is_switch(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoregressive.legacy import COMMON_FLAGS, half, switch
+from autoregressive.legacy import COMMON_FLAGS
 from common import config
 from common.config import MISSING, opt
+from common.flags import half, switch
 from common.settings import LogConfig
 
 

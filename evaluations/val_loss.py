@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoregressive.legacy import COMMON_FLAGS, half
+from autoregressive.legacy import COMMON_FLAGS
 from common import config
 from common.config import MISSING, opt
+from common.flags import half
 
 
 @dataclass

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
+from common.config import Alias
+from common.flags import half, optional
+
 Value = TypeVar("Value")
 
-TRAIN_FLAGS = {  # flags of the papers' vq_train.py: our key
+TRAIN_FLAGS: dict[str, Alias] = {  # flags of the papers' vq_train.py: our key
     "data-path": "data.root",
     "global-batch-size": "data.batch_size",
     "num-workers": "data.workers",
@@ -16,10 +19,10 @@ TRAIN_FLAGS = {  # flags of the papers' vq_train.py: our key
     "out": "run.out",
     "iterations": "run.steps",
     "iteration": "run.steps",
-    "early-stop-iter": "run.stop_at",
+    "early-stop-iter": optional("run.stop_at"),
     "global-seed": "run.seed",
     "device": "run.device",
-    "mixed-precision": "run.precision",
+    "mixed-precision": half("run.precision"),
     "ckpt-every": "run.checkpoint_every",
     "milestone-step": "run.milestone_every",
     "lr": "optim.lr",

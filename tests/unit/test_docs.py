@@ -35,22 +35,25 @@ def header_commands(config):
     return [line for line in comments if line.startswith(("bash scripts/", "python -m "))]
 
 
+SCRIPTS = ("", "scripts", "scripts/composite_cmd")
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
 COMMANDS = [(document, line) for document in DOCUMENTS for line in commands(document)]
 COMMANDS += [(path, line) for path in CONFIGS for line in header_commands(path)]
 JOBS = [(document, line) for document, line in COMMANDS if not line.startswith(WITHOUT_A_DRY_RUN)]
 
 
-def job_of(line):
-    """The module and arguments that a documented command ends in."""
+def jobs_of(line):
+    """The modules and arguments that a documented command ends in: one, or several for a chain."""
     environment = {**os.environ, "DRY_RUN": "1", "GPUS": "1", "NNODES": "1"}
     if "scripts/" in line:
         done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
-        words = shlex.split(done.stdout.decode())
+        lines = done.stdout.decode().splitlines()
     else:
-        words = shlex.split(line)
-    assert words[1] == "-m"
-    return words[2], words[3:]
+        lines = [line]
+    found = [shlex.split(line) for line in lines]
+    assert found
+    assert all(words[1] == "-m" for words in found)
+    return [(words[2], words[3:]) for words in found]
 
 
 def test_the_documents_show_commands():
@@ -60,13 +63,13 @@ def test_the_documents_show_commands():
 @pytest.mark.parametrize(("document", "line"), JOBS, ids=lambda word: word.partition("--")[0].strip())
 def test_a_documented_command_is_understood(document, line, monkeypatch, capsys):
     """Its flags, keys and config files: everything up to the point where the work would begin."""
-    module, arguments = job_of(line)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [module, *arguments, "--dry-run"])
-    with pytest.raises(SystemExit) as stopped:
-        importlib.import_module(module).main()
-    assert stopped.value.code == 0
-    assert capsys.readouterr().out
+    for module, arguments in jobs_of(line):
+        monkeypatch.setattr(sys, "argv", [module, *arguments, "--dry-run"])
+        with pytest.raises(SystemExit) as stopped:
+            importlib.import_module(module).main()
+        assert stopped.value.code == 0
+        assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -95,7 +98,7 @@ def test_every_path_in_the_text_exists(document):
     ours = re.compile(rf"({folders})/.*|\w+\.(sh|toml)")
     named = [word for word in quoted if ours.fullmatch(word)]
     assert named
-    assert [word for word in named if not (ROOT / word).exists() and not (ROOT / "scripts" / word).exists()] == []
+    assert [word for word in named if not any((ROOT / folder / word).exists() for folder in SCRIPTS)] == []
 
 
 def test_the_annotated_tree_is_the_tree():
