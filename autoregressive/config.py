@@ -53,6 +53,7 @@ class GeneratorDataConfig:
     flip: bool = opt(True, "for root: mirror half of the images")
     val_codes: str | None = opt(None, "held-out code store for run.validate_every")
     batch_size: int = opt(256, "global batch size, over all ranks")
+    bad_images: str = opt("stop", "for root: stop | skip (the next readable image takes an unreadable one's place)")
     workers: int = opt(0, "loader processes per rank; 0 = in the training process")
 
 

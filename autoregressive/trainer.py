@@ -48,7 +48,8 @@ class Source:
             self.num_tokens = config.model["num_tokens"] or self.tokenizer.num_tokens
             self.codebook_size = self.tokenizer.codebook_size
             self.tokenizer_hash = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt))
-            self.dataset = open_images(data.root, self.tokenizer.image_size, data.crop, data.flip, seed)
+            size = self.tokenizer.image_size
+            self.dataset = open_images(data.root, size, data.crop, data.flip, seed, data.bad_images)
         self.classes = self.dataset.classes
 
     def codes(self, batch: dict[str, Tensor]) -> Tensor:
@@ -71,6 +72,8 @@ class Source:
 
 class GeneratorTrainee:
     """Builds the objects of a `TrainConfig` and takes its steps."""
+
+    alarms = ()
 
     def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
         self.config, self.world, self.source = config, world, source
@@ -98,13 +101,11 @@ class GeneratorTrainee:
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.max_grad_norm or float("inf"))
-        rate = optim.rate(config.optim, step, config.run.steps)
-        optim.set_rate(self.optimizer, rate)
-        self.optimizer.step()
+        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, loss)
         if self.ema:
             self.ema.update(self.model)
-        return {"train/loss": loss, "train/grad_norm": norm, "train/lr": loss.new_tensor(rate)}
+        rate = loss.new_tensor(optim.rate(config.optim, step, config.run.steps))
+        return {"train/loss": loss, "train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
 
     def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, ...]:
         """Which labels of this rank's batch to hide, bool (B,), the codes to feed, int64 (B, N), and the orders (B, N)
@@ -164,16 +165,16 @@ class GeneratorTrainee:
 
 def run(config: TrainConfig) -> None:
     """The job behind `python -m autoregressive.train`."""
-    world = dist.init(config.run.device)
-    source = Source(config, world)
-    config = dataclasses.replace(config, model=source.complete(config.model))
-    trainee = GeneratorTrainee(config, world, source)
-    data = config.data
+    with loop.job(config.run) as world:
+        source = Source(config, world)
+        config = dataclasses.replace(config, model=source.complete(config.model))
+        trainee = GeneratorTrainee(config, world, source)
+        data = config.data
 
-    def loader(start: int, stop: int) -> Iterable[dict[str, Tensor]]:
-        order = (data.batch_size, world.rank, world.size, config.run.seed, start, stop)
-        return stream(source.dataset, *order, workers=data.workers)
+        def loader(start: int, stop: int) -> Iterable[dict[str, Tensor]]:
+            order = (data.batch_size, world.rank, world.size, config.run.seed, start, stop)
+            return stream(source.dataset, *order, workers=data.workers)
 
-    meta = {"classes": source.classes, "tokenizer": source.tokenizer_hash}
-    loop.run(trainee, loader, config.run, config.log, world, dataclasses.asdict(config), meta=meta)
-    dist.close()
+        meta = {"classes": source.classes, "tokenizer": source.tokenizer_hash}
+        described = dataclasses.asdict(config)
+        loop.run(trainee, loader, config.run, config.log, world, described, meta, source.dataset.name)

@@ -6,7 +6,8 @@
         config.json             the resolved config of the run
         manifest.json           sizes and sha256 of the files above; written last
 
-A folder without a matching manifest is not a checkpoint and is never resumed from.
+A folder without a matching manifest is not a checkpoint and is never resumed from. Only three names occur: a folder
+is written as `<step>.partial`, renamed to `<step>`, and renamed to `<step>.pruned` before it is deleted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ def save(
 
     Raises: UserError when the disk is full or read-only; earlier checkpoints are untouched.
     """
-    final = Path(run) / "checkpoints" / f"{step:07d}"
+    final = folder(run, step)
     partial = final.with_name(final.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -57,41 +59,61 @@ def save(
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files, **(meta or {})}, indent=1))
         for path in (*partial.iterdir(), partial):
             _fsync(path)
-        if final.exists():
+        if final.exists():  # damaged, or the run would not have come by here again
             shutil.rmtree(final)
         os.rename(partial, final)
         _fsync(final.parent)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"checkpoint {str(final)!r} could not be written ({error.strerror or error}); "
+            f"checkpoint {str(final)!r} could not be written ({getattr(error, 'strerror', None) or error}); "
             "free space or choose another --out; earlier checkpoints are intact"
         ) from error
     return final
 
 
 def prune(run: str | Path, keep_last: int, milestone_every: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints and the milestones (0 = no milestones)."""
-    folders = sorted(_candidates(Path(run)))
+    """Delete all but the newest `keep_last` checkpoints (0 = all are kept) and the milestones (0 = there are none).
+
+    Folders that are not complete do not count and stay; what a killed save or deletion left behind goes.
+    """
+    for left in (*(Path(run) / "checkpoints").glob("*.partial"), *(Path(run) / "checkpoints").glob("*.pruned")):
+        shutil.rmtree(left)
+    folders = [folder for folder in sorted(_candidates(Path(run))) if is_complete(folder)]
     for folder in folders[:-keep_last] if keep_last else []:
         if not (milestone_every and int(folder.name) % milestone_every == 0):
-            shutil.rmtree(folder)
+            doomed = folder.with_name(folder.name + ".pruned")
+            os.rename(folder, doomed)
+            shutil.rmtree(doomed)
 
 
-def newest(run: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
+def folder(run: str | Path, step: int) -> Path:
+    """Where a run's checkpoint after `step` steps is."""
+    return Path(run) / "checkpoints" / f"{step:07d}"
+
+
+def newest(run: str | Path, intact: bool = False) -> Path | None:
+    """The newest complete checkpoint of a run, or None; `intact` also reads it and compares the hashes."""
     for folder in sorted(_candidates(Path(run)), reverse=True):
-        if is_complete(folder):
+        if is_complete(folder) and not (intact and damaged(folder)):
             return folder
     return None
+
+
+def damaged(folder: Path) -> list[str]:
+    """The files of a checkpoint whose content is not what was written; needs to read all of them."""
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    return [name for name, entry in files.items() if sha256(folder / name) != entry["sha256"]]
 
 
 def is_complete(folder: Path) -> bool:
     """Whether every file the manifest lists is there in full size."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
+        return all(
+            (folder / name).stat().st_size == entry["bytes"] and "sha256" in entry for name, entry in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -102,7 +124,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{str(folder)!r} holds no config.json; expected a checkpoint such as <run>/checkpoints/0001000"
         )
-    return json.loads(path.read_text())
+    _check(path)
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}); use another checkpoint") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{str(path)!r} holds a {type(config).__name__}; expected the keys of a config")
+    return config
 
 
 def read_weights(folder: str | Path, name: str) -> dict[str, Tensor]:
@@ -113,6 +142,7 @@ def read_weights(folder: str | Path, name: str) -> dict[str, Tensor]:
         raise UserError(
             f"{str(folder)!r} holds no weights {name!r}; there are: {', '.join(there) or 'none'} (weights=NAME)"
         )
+    _check(path)
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own untyped errors for damaged files
@@ -120,7 +150,15 @@ def read_weights(folder: str | Path, name: str) -> dict[str, Tensor]:
 
 
 def read_state(folder: str | Path) -> dict[str, Any]:
-    return torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
+    """Optimizers and counters of a checkpoint folder. Raises: UserError when the file is damaged or missing."""
+    path = Path(folder) / "state.pt"
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} holds no state.pt; it can be loaded but not resumed")
+    _check(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's restricted reader raises many kinds for a damaged file
+        raise UserError(f"{str(path)!r} is damaged ({str(error).splitlines()[0]}); use another checkpoint") from error
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -188,6 +226,18 @@ def fingerprint(found: str | Path) -> str:
 def sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path) -> None:
+    """Raises: UserError when the manifest beside a file says another content. Folders of a hub have no manifest."""
+    try:
+        expected = json.loads((path.parent / MANIFEST).read_text())["files"][path.name]["sha256"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(path.parent / MANIFEST)!r} is damaged ({error!r}); use another checkpoint") from error
+    if sha256(path) != expected:
+        raise UserError(f"{str(path)!r} is damaged (its hash is not the manifest's); use another checkpoint")
 
 
 def _candidates(run: Path) -> list[Path]:

@@ -27,7 +27,7 @@ REQUIRED = ("num_images", "num_augmentations", "num_tokens", "codebook_size", "c
 
 
 class CodeStore(Dataset):
-    """Reader of a store. Items are dicts: `codes` int64 (N,), `label` int.
+    """Reader of a store. Items are dicts: `codes` int64 (N,), `label` int, `index` int.
 
     An item asked for as (index, position) takes the augmentation that (seed, position) draws, as
     `common.data.stream` asks; a plain index takes augmentation 0. `num_tokens` keeps a prefix of the codes.
@@ -36,7 +36,7 @@ class CodeStore(Dataset):
     """
 
     def __init__(self, path: str | Path, num_tokens: int | None = None, seed: int = 0) -> None:
-        path = Path(path)
+        self.path = path = Path(path)
         try:
             self.meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
             self._codes = np.load(path / "codes.npy", mmap_mode="r", allow_pickle=False)
@@ -78,7 +78,15 @@ class CodeStore(Dataset):
         else:
             index, augmentation = item, 0
         codes = self._codes[index, augmentation, : self.num_tokens].astype(np.int64)
-        return {"codes": codes, "label": int(self.labels[index])}
+        if codes.max() >= self.codebook_size:
+            raise UserError(
+                f"code store {str(self.path)!r} is damaged: image {index} has code {codes.max()}, the codebook ends at "
+                f"{self.codebook_size - 1}; extract it again"
+            )
+        return {"codes": codes, "label": int(self.labels[index]), "index": index}
+
+    def name(self, index: int) -> str:
+        return f"{self.path}[{index}]"
 
 
 class ChunkedWriter:

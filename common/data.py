@@ -21,14 +21,23 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common.errors import UserError
 from common.images import IMAGE_SUFFIXES, center_crop, random_crop, read_image
 
+MOST_SKIPPED = 16  # more unreadable images than this in a row are no accident: the folder is gone
+
 
 class ImageFolder(Dataset):
     """Images under a folder, classes = sorted sub-folders (or one class when images lie directly in it).
 
-    Items are dicts: `pixels` uint8 (H,W,3), `label` int, `index` int.
+    Items are dicts: `pixels` uint8 (H,W,3), `label` int, `index` int; with `bad_images` = "skip" also `asked`, the
+    index of the image that should have been there. An unreadable image's place is taken by the next readable one, so
+    the order of a run still depends on the files and the seed alone.
     """
 
-    def __init__(self, root: str | Path, image_size: int, crop: str = "center", flip: bool = False, seed: int = 0):
+    def __init__(
+        self, root: str | Path, image_size: int, crop: str = "center", flip: bool = False, seed: int = 0,
+        bad_images: str = "stop",
+    ):  # fmt: skip
+        if bad_images not in ("stop", "skip"):
+            raise UserError(f"data.bad_images got {bad_images!r}; expected stop or skip")
         root = Path(root)
         if not root.is_dir():
             raise UserError(f"image folder {str(root)!r} does not exist; pass --data-path DIR (or data.root=DIR)")
@@ -40,6 +49,7 @@ class ImageFolder(Dataset):
         self.labels: list[int] = []
         self._list()
         self.image_size, self.crop, self.flip, self.seed = image_size, crop, flip, seed
+        self.skips_bad = bad_images == "skip"
 
     def _list(self) -> None:
         """Fill in classes, paths and labels."""
@@ -59,6 +69,10 @@ class ImageFolder(Dataset):
         """Image number `index` as it is, RGB."""
         return read_image(self.paths[index])
 
+    def name(self, index: int) -> str:
+        """Where image number `index` is, for people."""
+        return self.paths[index]
+
     def names(self) -> list[str]:
         """Every image's path below the folder, in order."""
         return [str(Path(path).relative_to(self.root)) for path in self.paths]
@@ -71,9 +85,9 @@ class ImageFolder(Dataset):
         return len(self.paths)
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, np.ndarray | int]:
-        index, position = item if isinstance(item, tuple) else (item, item)
+        asked, position = item if isinstance(item, tuple) else (item, item)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-        image = self.read(index)
+        index, image = self._read(asked)
         if self.crop == "random":
             image = random_crop(image, self.image_size, rng)
         else:
@@ -81,7 +95,17 @@ class ImageFolder(Dataset):
         pixels = np.asarray(image)
         if self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        return {"pixels": pixels.copy(), "label": self.labels[index], "index": index}
+        found = {"pixels": pixels.copy(), "label": self.labels[index], "index": index}
+        return {**found, "asked": asked} if self.skips_bad else found
+
+    def _read(self, asked: int) -> tuple[int, Image.Image]:
+        for further in range(MOST_SKIPPED if self.skips_bad else 0):
+            index = (asked + further) % len(self.paths)
+            try:
+                return index, self.read(index)
+            except UserError:
+                continue  # counted and named by common.feed, which sees both indices
+        return asked, self.read(asked)
 
 
 def _images(folder: Path) -> Iterator[str]:
@@ -125,10 +149,13 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
 def stream(
     dataset: Dataset, batch_size: int, rank: int, ranks: int, seed: int, start_step: int, steps: int, workers: int = 0
-) -> DataLoader:
-    """A loader over `StreamSampler`; items are stacked as numpy -> tensors."""
+) -> Iterator[dict[str, Tensor]]:
+    """Batches in the order of `StreamSampler`; items are stacked as numpy -> tensors.
+
+    Raises: UserError as the dataset does, also from its worker processes.
+    """
     sampler = StreamSampler(len(dataset), batch_size, rank, ranks, seed, start_step, steps)
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
@@ -136,6 +163,15 @@ def stream(
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(seed),
     )
+    return _sentences(loader)
+
+
+def _sentences(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+    """A worker's UserError comes with the text of its traceback: the sentence is at the end of it."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 def share(count: int, rank: int, ranks: int) -> range:
@@ -146,4 +182,4 @@ def share(count: int, rank: int, ranks: int) -> range:
 def batches(dataset: Dataset, indices: range, batch_size: int, workers: int = 0) -> Iterator[dict[str, Tensor]]:
     """Items of `indices` in order, for jobs that visit every image once."""
     chunks = [list(indices[at : at + batch_size]) for at in range(0, len(indices), batch_size)]
-    return iter(DataLoader(dataset, batch_sampler=chunks, num_workers=workers))
+    return _sentences(DataLoader(dataset, batch_sampler=chunks, num_workers=workers))

@@ -90,13 +90,17 @@ def from_main(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def largest(tensor: Tensor) -> Tensor:
+    """Elementwise maximum over ranks, left on the device."""
+    if size() > 1:
+        tensor = tensor.clone()
+        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX)
+    return tensor
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank if it is true on any."""
-    if size() == 1:
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX)
-    return bool(value.item())
+    return bool(largest(torch.tensor(float(flag), device=device)).item())
 
 
 def all_gather(tensor: Tensor) -> list[Tensor]:

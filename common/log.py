@@ -6,17 +6,22 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from common import dist
 from common.dist import World
+from common.errors import UserError
 from common.settings import LogConfig
 
 
 class Logger:
-    """Rank 0 writes; the others are silent."""
+    """Rank 0 writes; the others are silent, except for warnings."""
 
     def __init__(self, out: str | Path, config: LogConfig, world: World, run_config: dict[str, Any]):
         self.out, self.world = Path(out), world
@@ -41,15 +46,19 @@ class Logger:
         if self.world.is_main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
-            with open(self.out / "log.txt", "a") as file:
-                file.write(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {text}\n")
+            _append(self.out / "log.txt", _stamped(text))
+
+    def warn(self, text: str) -> None:
+        """What only this rank knows, from any rank and thread."""
+        text = f"warning: rank {self.world.rank}: {text}"
+        tqdm.write(text, file=sys.stderr)
+        _append(self.out / "log.txt", _stamped(text))
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """One JSON line: {"step": ..., "train/loss_recon": ...}."""
         if not self.world.is_main:
             return
-        with open(self.out / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        _append(self.out / "metrics.jsonl", json.dumps({"step": step, **values}) + "\n")
         if self._wandb:
             self._wandb.log(values, step=step)
         if self._tensorboard:
@@ -78,3 +87,67 @@ def trim_metrics(out: str | Path, step: int) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text("".join(line + "\n" for line in kept))
     os.replace(partial, path)
+
+
+def write_failure(out: str | Path, rank: int, error: BaseException) -> None:
+    """Any rank's exception into log.txt, with its traceback unless it is a sentence for people.
+
+    A mistake in the command, which is found before the run has a folder, does not make one.
+    """
+    if isinstance(error, UserError) and not Path(out).is_dir():
+        return
+    lines = [str(error)] if isinstance(error, UserError) else traceback.format_exception(error)
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        _append(Path(out) / "log.txt", _stamped(f"rank {rank} failed: {''.join(lines).rstrip()}"))
+    except (OSError, UserError):
+        pass  # a full disk may be what it failed of; the error itself is still raised
+
+
+def _stamped(text: str) -> str:
+    return f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {text}\n"
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with open(path, "a") as file:  # one write, so that lines of several ranks do not mix
+            file.write(text)
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r} cannot be written ({error.strerror}); free space or mend the folder's permissions, then "
+            "run the same command again"
+        ) from error
+
+
+class Averages:
+    """Means of what the steps logged since the last line, over steps and ranks; part of a run's state."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, logged: dict[str, Tensor]) -> None:
+        """Scalars of one step; nothing waits for the device. Every rank adds the same keys."""
+        for key, value in logged.items():
+            self._sums[key] = self._sums.get(key, 0) + value.detach()
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def mean(self) -> dict[str, float]:
+        return {key: value / self._counts[key] for key, value in dist.mean(self._sums).items()}
+
+    def state(self) -> dict[str, Any]:
+        """What has been added so far, by rank. Every rank calls it."""
+        return {"counts": dict(self._counts), "sums": dist.gather_objects({k: v.cpu() for k, v in self._sums.items()})}
+
+    def load(self, state: dict[str, Any], rank: int, device: torch.device) -> None:
+        """Go on from `state`. With another number of ranks, all of them go on from the mean."""
+        sums = state["sums"]
+        if len(sums) == dist.size():
+            mine = sums[rank]
+        else:
+            mine = {key: sum(one[key] for one in sums) / len(sums) for key in sums[0]}
+        self._sums = {key: value.to(device) for key, value in mine.items()}
+        self._counts = dict(state["counts"])

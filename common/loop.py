@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import resource
-import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,17 +21,24 @@ from tqdm import tqdm
 from common import checkpoint, dist
 from common.dist import World
 from common.errors import UserError
-from common.log import Logger, trim_metrics
+from common.feed import Feed
+from common.guard import Alarm, NotFinite
+from common.interrupts import Interrupts
+from common.log import Averages, Logger, trim_metrics, write_failure
+from common.saver import Saver
 from common.settings import LogConfig, RunConfig
 
 
 class Trainee(Protocol):
-    """What the loop drives."""
+    """What the loop drives. Every rank calls every method at the same time, so all of them may communicate."""
+
+    alarms: Sequence[Alarm]
 
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Forward, backward, update for 0-based `step`; scalars to log (device tensors, not synchronised).
 
-        A key may be missing from some steps; it is averaged over those that have it.
+        A key may be missing from some steps; it is averaged over those that have it. `not_finite` must be there: what
+        `common.optim.update` returned, 1.0 where the update was left out.
         """
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
@@ -63,24 +70,16 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4096 + stream)
 
 
-class _Stop:
-    """Notes Ctrl-C and SIGTERM; the loop saves and leaves. A second Ctrl-C leaves at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._first = 0.0
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _note(self, number: int, _frame: object) -> None:
-        # A launcher forwards the terminal's Ctrl-C to its workers, so one key press arrives twice within moments.
-        if self.signal is not None and time.monotonic() - self._first > 2.0:
-            raise KeyboardInterrupt
-        if self.signal is None:
-            self.signal, self._first = number, time.monotonic()
-
-    def restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+@contextmanager
+def job(config: RunConfig) -> Iterator[World]:
+    """The processes of a training job, joined and parted; what fails on any of them goes to the run's log.txt."""
+    world = dist.init(config.device)
+    try:
+        yield world
+    except Exception as error:
+        write_failure(config.out, world.rank, error)
+        raise
+    dist.close()
 
 
 def run(
@@ -91,103 +90,197 @@ def run(
     world: World,
     run_config: dict[str, Any],
     meta: dict[str, Any] | None = None,
+    name: Callable[[int], str] = str,
 ) -> Path:
     """Train until `config.steps`; returns the last checkpoint's folder.
 
-    `loader(start, stop)` yields this rank's batches for steps [start, stop). `run_config` is what
-    `config.json` will say, `meta` goes into the manifest of every checkpoint.
+    `loader(start, stop)` yields this rank's batches for steps [start, stop), and `name(index)` says what an item of
+    theirs was. `run_config` is what `config.json` will say, `meta` goes into the manifest of every checkpoint.
 
-    Raises: UserError when a loss stops being finite, SystemExit(128 + signal) after an interrupt was saved.
+    Raises: UserError when a step is not finite and the policy says stop, and when data or disk fail (data: after a
+    save); SystemExit(130 or 75) after an interrupt was saved.
     """
-    out = Path(config.out)
-    last = min(config.steps, config.stop_at or config.steps)
-    start, found = _resume(trainee, out, world, run_config)
-    if found and start >= last:
-        if world.is_main:
-            print(f"{out}: already trained to step {start}; nothing to do")
-        return found
-    logger = Logger(out, log, world, run_config)
-    logger.say(f"resuming from {found} at step {start}" if found else f"training from scratch; results go to {out}")
-    stop = _Stop()
+    return _Run(trainee, config, log, world, run_config, meta, name).train(loader)
 
-    def save(step: int) -> Path:
-        if world.is_main:
-            checkpoint.save(out, step, trainee.weights(), {**trainee.state(), "step": step}, run_config, meta)
-            checkpoint.prune(out, config.keep_last, config.milestone_every)
-        dist.barrier()
-        return out / "checkpoints" / f"{step:07d}"
 
-    bar = tqdm(
-        total=last,
-        initial=start,
-        desc=out.name,
-        unit="step",
-        disable=not world.is_main,
-        dynamic_ncols=True,
-        mininterval=1.0,
-    )
-    totals: dict[str, Tensor] = {}
-    seen: dict[str, int] = {}
-    counted, since, saved = 0, time.perf_counter(), found
-    try:
-        for step, batch in zip(range(start, last), loader(start, last), strict=True):
-            batch = {key: value.to(world.device, non_blocking=True) for key, value in batch.items()}
-            for key, value in trainee.step(batch, step).items():
-                totals[key] = totals.get(key, 0) + value.detach()
-                seen[key] = seen.get(key, 0) + 1
-            counted, done = counted + 1, step + 1
-            bar.update()
-            if done % log.every == 0 or done == last:
-                averages = {key: value / seen[key] for key, value in dist.mean(totals).items()}
-                if not all(math.isfinite(value) for value in averages.values()):
-                    bad = [key for key, value in averages.items() if not math.isfinite(value)]
-                    raise UserError(
-                        f"{', '.join(bad)} not finite in steps {done - counted}..{done}; lower optim.lr or set "
-                        f"run.precision=none, then run the same command again (last checkpoint: {saved or 'none'})"
-                    )
-                seconds = (time.perf_counter() - since) / counted
-                averages |= {"time/step_s": seconds, "memory/peak_gb": peak_memory_gb()}
-                logger.metrics(done, averages)
-                bar.set_postfix(loss=f"{averages.get('train/loss', math.nan):.4f}", refresh=False)
-                totals, seen, counted, since = {}, {}, 0, time.perf_counter()
-            if config.validate_every and (done % config.validate_every == 0 or done == last):
-                logger.metrics(done, trainee.validate())
-                since = time.perf_counter()
-            interrupted = dist.any_rank(stop.signal is not None, world.device)
-            if done % config.checkpoint_every == 0 or done == last or interrupted:
-                saved = save(done)
-            if interrupted:
-                bar.close()
-                logger.say(f"interrupted at step {done}; saved {saved}; run the same command again to continue")
-                raise SystemExit(128 + (stop.signal or signal.SIGTERM))
-    finally:
-        bar.close()
-        stop.restore()
-        logger.close()
-    logger.say(f"finished step {last}: {saved}")
-    return saved
+class _Run:
+    """What the driver carries from step to step."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        config: RunConfig,
+        log: LogConfig,
+        world: World,
+        run_config: dict[str, Any],
+        meta: dict[str, Any] | None,
+        name: Callable[[int], str],
+    ) -> None:
+        self.trainee, self.config, self.world, self.name = trainee, config, world, name
+        self.run_config, self.log_every = run_config, log.every
+        self.out = Path(config.out)
+        self.last = min(config.steps, config.stop_at or config.steps)
+        self.averages, self.guard = Averages(), NotFinite(config, world.rank, name)
+        self.saver = Saver(config, run_config, meta)
+        self.logger = Logger(self.out, log, world, run_config)
+        self.since, self.counted = time.perf_counter(), 0
+
+    def train(self, loader: Callable[[int, int], Iterable[dict[str, Tensor]]]) -> Path:
+        start = self.resume()
+        if start >= self.last:
+            self.logger.say(f"already trained to step {start}; nothing to do")
+            self.logger.close()
+            return checkpoint.folder(self.out, start)
+        stop = Interrupts(launched=self.world.size > 1)
+        bar = tqdm(
+            total=self.last, initial=start, desc=self.out.name, unit="step", disable=not self.world.is_main,
+            dynamic_ncols=True, mininterval=1.0,
+        )  # fmt: skip
+        try:
+            with Feed(loader(start, self.last), self.world.device, self.name, self.logger.warn) as feed:
+                feed.advance()
+                _raise_together(feed.problem, self.world)
+                self.restart_clock(feed)
+                for step in range(start, self.last):
+                    signalled, broken = self.step(step, feed, stop)
+                    bar.update()
+                    self.report(step + 1, feed, bar)
+                    if self.is_due(step + 1) or signalled or broken:
+                        self.save(step + 1)
+                    if signalled or broken:
+                        self.leave(step + 1, signalled, feed.problem)
+            self.finish_saving()
+        finally:
+            bar.close()
+            stop.restore()
+            self.logger.close()
+        saved = checkpoint.folder(self.out, self.last)
+        self.logger.say(f"finished step {self.last}: {saved}")
+        return saved
+
+    def step(self, step: int, feed: Feed, stop: Interrupts) -> tuple[int, bool]:
+        """Take 0-based `step`; returns the signal that some rank received (0 = none) and whether data are missing."""
+        index = feed.index
+        logged = self.trainee.step(feed.batch, step)
+        not_finite = logged.pop("not_finite").reshape(1).float()
+        if step + 1 < self.last:
+            feed.advance()
+        own = torch.tensor([stop.received or 0, feed.problem is not None, self.saver.failed], dtype=torch.float32)
+        # The one place where a step waits for the device, and where the ranks agree on how it ended.
+        agreed = dist.largest(torch.cat([not_finite, own.to(self.world.device, non_blocking=True)])).tolist()
+        if agreed[3]:
+            self.finish_saving()
+        if agreed[0]:
+            self.logger.say(self.guard.skip(step, logged, index))
+        else:
+            self.guard.fine()
+            self.averages.add(logged)
+        self.counted += 1
+        return int(agreed[1]), bool(agreed[2])
+
+    def report(self, done: int, feed: Feed, bar: tqdm) -> None:
+        """Log, warn and validate where `done` steps call for it."""
+        if done % self.log_every == 0 or done == self.last:
+            figures = self.averages.mean()
+            bad = [key for key, value in figures.items() if not math.isfinite(value)]
+            if bad:
+                raise UserError(f"{', '.join(bad)} not finite by step {done}; lower optim.lr or set run.precision=none")
+            figures |= {
+                "time/step_s": (time.perf_counter() - self.since) / self.counted,
+                "time/data_s": feed.waited_s / self.counted,
+                "memory/peak_gb": peak_memory_gb(),
+            }
+            self.logger.metrics(done, figures)
+            for warning in (alarm.look(done, figures) for alarm in self.trainee.alarms):
+                if warning:
+                    self.logger.say(warning)
+            bar.set_postfix(loss=f"{figures.get('train/loss', math.nan):.4f}", refresh=False)
+            self.averages.clear()
+            self.restart_clock(feed)
+        if self.config.validate_every and (done % self.config.validate_every == 0 or done == self.last):
+            self.logger.metrics(done, self.trainee.validate())
+            self.restart_clock(feed)
+
+    def restart_clock(self, feed: Feed) -> None:
+        self.since, self.counted, feed.waited_s = time.perf_counter(), 0, 0.0
+
+    def is_due(self, done: int) -> bool:
+        return done % self.config.checkpoint_every == 0 or done == self.last
+
+    def save(self, done: int) -> None:
+        """A checkpoint. Every rank takes part: what it holds may be spread over them."""
+        weights = self.trainee.weights()
+        state = {
+            **self.trainee.state(), "step": done, "averages": self.averages.state(), "guard": self.guard.state(),
+        }  # fmt: skip
+        failure = None
+        if self.world.is_main:
+            try:
+                self.saver.save(done, weights, state)
+            except UserError as error:
+                failure = error
+        _raise_together(failure, self.world)
+
+    def finish_saving(self) -> None:
+        """Until the last checkpoint is on disk. Raises: UserError on every rank when it could not be written."""
+        failure = None
+        try:
+            self.saver.finish()
+        except UserError as error:
+            failure = error
+        _raise_together(failure, self.world)
+
+    def leave(self, done: int, signalled: int, problem: Exception | None) -> None:
+        self.finish_saving()
+        saved = checkpoint.folder(self.out, done)
+        if not signalled:
+            self.logger.say(f"the data failed after step {done}; saved {saved}")
+            _raise_together(problem, self.world)
+        self.logger.say(f"interrupted at step {done}; saved {saved}; run the same command again to continue")
+        raise SystemExit(Interrupts.exit_code(signalled))
+
+    def resume(self) -> int:
+        """Load the newest complete checkpoint, if any, and say which; returns the step to go on from."""
+        found = checkpoint.newest(self.out, intact=True) if self.world.is_main else None
+        found = dist.gather_objects(found)[0]  # every rank loads what the first has read in full
+        if found is None:
+            if self.world.is_main:
+                trim_metrics(self.out, 0)
+            self.logger.say(f"training from scratch; results go to {self.out}")
+            return 0
+        before = checkpoint.read_config(found)
+        if before.get("model") != self.run_config.get("model"):
+            raise UserError(
+                f"{str(self.out)!r} holds a run of another model ({found.name}/config.json differs in 'model'); "
+                "choose another --out or the config it was started with"
+            )
+        state = checkpoint.read_state(found)
+        self.trainee.load(lambda name: checkpoint.read_weights(found, name), state)
+        self.averages.load(state["averages"], self.world.rank, self.world.device)
+        self.guard.load(state["guard"])
+        if self.world.is_main:
+            trim_metrics(self.out, state["step"])
+        self.logger.say(f"resuming from {found} at step {state['step']}")
+        changed = [key for key, value in _flat(self.run_config).items() if _flat(before).get(key) != value]
+        if changed:
+            self.logger.say(f"since then the config has changed in {', '.join(changed)}")
+        return state["step"]
+
+
+def _raise_together(problem: Exception | None, world: World) -> None:
+    """Raise on every rank what went wrong on one of them."""
+    if dist.any_rank(problem is not None, world.device):
+        raise problem or UserError("another process of this job failed; log.txt says which, and of what")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def peak_memory_gb() -> float:
     """Peak resident memory of this process so far, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def _resume(trainee: Trainee, out: Path, world: World, run_config: dict[str, Any]) -> tuple[int, Path | None]:
-    """Load the newest complete checkpoint, if any; say so when the run's config has changed since."""
-    found = checkpoint.newest(out)
-    if found is None:
-        if world.is_main:
-            trim_metrics(out, 0)
-        return 0, None
-    before = checkpoint.read_config(found)
-    if before.get("model") != run_config.get("model"):
-        raise UserError(
-            f"{str(out)!r} holds a run of another model ({found.name}/config.json differs in 'model'); "
-            "choose another --out or the config it was started with"
-        )
-    state = checkpoint.read_state(found)
-    trainee.load(lambda name: checkpoint.read_weights(found, name), state)
-    if world.is_main:
-        trim_metrics(out, state["step"])
-    return state["step"], found

@@ -8,6 +8,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from common import dist
 from common.errors import UserError
 from common.settings import OptimConfig
 
@@ -67,9 +68,27 @@ def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+def update(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, steps: int, loss: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Clip the gradients and take 0-based `step` of `steps`, unless something is not finite.
+
+    Returns the gradients' norm before clipping, and 1.0 where the update was left out because `loss` or that norm was
+    not finite on some rank, else 0.0. Weights, moments and step counts are then as they were. Both stay on the device:
+    fused optimizers read the flag in their kernels, so nothing waits for it here.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or float("inf"))
+    finite = torch.isfinite(norm) & torch.isfinite(loss.detach()).all()
+    not_finite = dist.largest(1.0 - finite.float())
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = rate(config, step, steps)
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = not_finite  # what torch's GradScaler sets
+        optimizer.step()
+    elif norm.is_meta or not not_finite.item():
+        optimizer.step()
+    return norm, not_finite
 
 
 class Ema:

@@ -73,7 +73,8 @@ class PairWriter:
 class PairFolder(Dataset):
     """A complete pair set and the folder with its images.
 
-    Items are dicts: `codes` int64 (L,), `pixels` uint8 (H,W,3) of the real image's centre crop, `label` int, `sigma`.
+    Items are dicts: `codes` int64 (L,), `pixels` uint8 (H,W,3) of the real image's centre crop, `label` int, `sigma`,
+    `index` int.
 
     Raises: UserError when the set is incomplete or damaged, or its images are not under `root`.
     """
@@ -111,8 +112,11 @@ class PairFolder(Dataset):
         image = center_crop(read_image(find_image(self.root, str(self.paths[index]))), self.image_size)
         return {
             "codes": self.codes[index].astype(np.int64), "pixels": np.array(image), "label": int(self.labels[index]),
-            "sigma": np.float32(self.sigma[index]),
+            "sigma": np.float32(self.sigma[index]), "index": index,
         }
+
+    def name(self, index: int) -> str:
+        return str(self.root / str(self.paths[index]))
 
 
 def find_image(root: Path, relative: str) -> Path:

@@ -21,7 +21,10 @@ class RunConfig:
     checkpoint_every: int = opt(5000, "steps between checkpoints; the last step always gets one")
     keep_last: int = opt(3, "newest checkpoints kept")
     milestone_every: int = opt(50000, "checkpoints at multiples of this are kept for good; 0 = none")
+    background_save: bool = opt(False, "write checkpoints beside the training; costs a copy of them in host memory")
     validate_every: int = opt(0, "steps between validations; 0 = never")
+    not_finite: str = opt("stop", "stop | skip: when a loss or gradient is not finite; the update is left out anyway")
+    skip_limit: int = opt(3, "not_finite=skip stops, too, after more than this many skipped steps in a row")
 
 
 @dataclass
@@ -33,6 +36,7 @@ class DataConfig:
     batch_size: int = opt(256, "global batch size, over all ranks")
     crop: str = opt("random", "random (short side in [size, size/0.8], random square) | center")
     flip: bool = opt(True, "mirror half of the images")
+    bad_images: str = opt("stop", "stop | skip: an unreadable image ends the run, or the next takes its place")
     workers: int = opt(0, "loader processes per rank; 0 = in the training process")
 
 

@@ -60,7 +60,10 @@ class ImageShards(ImageFolder):
         return os.pread(self._open[shard], size, offset)  # no shared position: loader processes inherit the handle
 
     def read(self, index: int) -> Image.Image:
-        return read_image(f"{self._shards[self._index[index, 0]]}:{self.paths[index]}", self.content(index))
+        return read_image(self.name(index), self.content(index))
+
+    def name(self, index: int) -> str:
+        return f"{self._shards[self._index[index, 0]]}:{self.paths[index]}"
 
     def names(self) -> list[str]:
         return self.paths

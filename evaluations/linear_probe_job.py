@@ -51,6 +51,8 @@ class ProbeTrainee:
     So the normalisation sees the global batch, and any number of ranks trains the same probe.
     """
 
+    alarms = ()
+
     def __init__(self, config: ProbeConfig, world: World, features: Features, num_classes: int, schedule: OptimConfig,
                  steps: int) -> None:  # fmt: skip
         self.precision, self.world, self.features = config.precision, world, features
@@ -65,9 +67,9 @@ class ProbeTrainee:
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optim.set_rate(self.optimizer, optim.rate(self.schedule, step, self.steps))
-        self.optimizer.step()
-        return {"train/loss": loss, "train/accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+        _, not_finite = optim.update(self.optimizer, self.schedule, step, self.steps, loss)
+        right = (logits.argmax(dim=1) == labels).float().mean()
+        return {"train/loss": loss, "train/accuracy": right, "not_finite": not_finite}
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         return {"model": self.probe.state_dict()}
@@ -171,6 +173,7 @@ def _train(config: ProbeConfig, world: World, features: Features, image_size: in
     schedule = OptimConfig(
         lr=config.lr or config.blr * batch_size / 256, weight_decay=config.weight_decay, schedule="cosine",
         warmup=int(config.warmup_epochs * len(data) / batch_size), warmup_lr=0.0, end_lr=config.min_lr,
+        max_grad_norm=0.0,
     )  # fmt: skip
     every = max(1, math.ceil(config.ckpt_epoch * len(data) / batch_size))
     run = RunConfig(
@@ -182,7 +185,7 @@ def _train(config: ProbeConfig, world: World, features: Features, image_size: in
         return stream(data, batch_size, world.rank, world.size, config.seed, start, stop, config.num_workers)
 
     about = {**dataclasses.asdict(config), "model": {**probed, "classes": len(data.classes)}}
-    return loop.run(trainee, loader, run, config.log, world, about, meta={"classes": data.classes})
+    return loop.run(trainee, loader, run, config.log, world, about, {"classes": data.classes}, data.name)
 
 
 def _probed(config: ProbeConfig) -> dict[str, Any]:

@@ -80,12 +80,11 @@ class Adversary:
             squared = sum(gradient_penalty(given, view) for given, view in zip(logits, views, strict=True))
             losses["gradient_penalty"] = self.config.penalty / 2 * squared
         self.optimizer.zero_grad(set_to_none=True)
-        (self.config.weight * sum(losses.values())).backward()
-        if self.optim_config.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim_config.max_grad_norm)
-        optim.set_rate(self.optimizer, optim.rate(self.optim_config, step, steps))
-        self.optimizer.step()
+        total = self.config.weight * sum(losses.values())
+        total.backward()
+        _, not_finite = optim.update(self.optimizer, self.optim_config, step, steps, total)
         return {f"train/loss_{name}": self.config.weight * loss.detach() for name, loss in losses.items()} | {
+            "not_finite": not_finite,
             "train/logits_real": real.detach().mean(),
             "train/logits_fake": torch.cat(fakes).detach().mean(),
         }

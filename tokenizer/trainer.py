@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from common.config import build, lookup
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
 from common.errors import UserError
+from common.guard import Alarm
 from common.images import from_pixels
 from common.pairs import PairFolder
 from common.shards import open_images
@@ -77,6 +78,18 @@ class TrainingPass(nn.Module):
         return done
 
 
+def alarms() -> list[Alarm]:
+    """What a tokenizer's training is warned of."""
+    collapse = "the codebook collapses; try quantizer.entropy_weight, quantizer.refresh_every or a lower optim.lr"
+    explosion = "the discriminator explodes; try a lower adversary.weight or optim.lr, or a later adversary.start"
+    return [
+        Alarm("train/codebook_usage", collapse, fallen=0.5),
+        Alarm("train/codebook_usage", collapse, below=0.02, after=1000),
+        Alarm("train/logits_real", explosion, above=100.0),
+        Alarm("train/logits_fake", explosion, above=100.0),
+    ]
+
+
 class TokenizerTrainee:
     """Builds the objects of a `TrainConfig` and takes its steps."""
 
@@ -104,6 +117,7 @@ class TokenizerTrainee:
         self.wrapped = dist.wrap(self.training_pass, config.run.parallel, world).train()
         self.optimizer = optim.adamw(self.tokenizer, config.optim)
         self.ema = optim.Ema(self.tokenizer, config.ema_decay) if config.ema_decay else None
+        self.alarms = alarms()
         self.adversary = (
             Adversary(config.adversary, config.optim, world, config.run.precision, config.run.parallel)
             if config.adversary
@@ -151,10 +165,7 @@ class TokenizerTrainee:
         total = sum(value for name, value in losses.items() if "@" not in name)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        trainable = [p for p in self.tokenizer.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trainable, config.optim.max_grad_norm or float("inf"))
-        optim.set_rate(self.optimizer, optim.rate(config.optim, step, config.run.steps))
-        self.optimizer.step()
+        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, total)
         if self.ema:
             self.ema.update(self.tokenizer)
         logged = {f"train/{name}" if "@" in name else f"train/loss_{name}": value for name, value in losses.items()}
@@ -166,8 +177,10 @@ class TokenizerTrainee:
             logged["train/codebook_usage"] = self.tokenizer.quantizer.usage()
         if self.adversary and self.adversary.active(step):
             recons = [view.images.float() for view in done.views]
-            logged |= self.adversary.update(images, recons, step, config.run.steps)
-        return logged
+            played = self.adversary.update(images, recons, step, config.run.steps)
+            not_finite = torch.maximum(not_finite, played.pop("not_finite"))
+            logged |= played
+        return logged | {"not_finite": not_finite}
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         files = {"model": self.tokenizer.state_dict()}
@@ -179,6 +192,9 @@ class TokenizerTrainee:
 
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        # Every rank has seen other codes, and which ones decides what a refresh replaces.
+        buffers = self.tokenizer.quantizer.named_buffers()
+        state["quantizer"] = {name: dist.all_gather(buffer) for name, buffer in buffers}
         if self.ema:
             state["ema_updates"] = self.ema.updates
         if self.adversary:
@@ -188,6 +204,9 @@ class TokenizerTrainee:
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         checkpoint.load_into(self.tokenizer, weights("model"), "model")
         self.optimizer.load_state_dict(state["optimizer"])
+        for name, buffer in self.tokenizer.quantizer.named_buffers():
+            seen = state["quantizer"][name]  # with another number of ranks, some start from a neighbour's
+            buffer.copy_(seen[self.world.rank % len(seen)])
         if self.ema:
             checkpoint.load_into(self.ema.module, weights("ema"), "ema")
             self.ema.updates = state["ema_updates"]
@@ -226,8 +245,8 @@ def _at_most(num_tokens: int | Tensor, most: int) -> int | Tensor:
 
 
 def training_images(config: TrainConfig) -> ImageFolder:
-    data = config.data
-    return open_images(data.root, config.model.image_size, data.crop, data.flip, config.run.seed)
+    data, size = config.data, config.model.image_size
+    return open_images(data.root, size, data.crop, data.flip, config.run.seed, data.bad_images)
 
 
 def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) -> None:
@@ -255,16 +274,16 @@ def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) ->
 
 def run(config: TrainConfig) -> None:
     """The job behind `python -m tokenizer.train`."""
-    world = dist.init(config.run.device)
-    trainee = TokenizerTrainee(config, world)
-    data = PairFolder(config.data.pairs, config.data.root) if config.data.pairs else training_images(config)
-    if config.data.pairs:
-        check_pairs(config, data, trainee.tokenizer)
+    with loop.job(config.run) as world:
+        trainee = TokenizerTrainee(config, world)
+        given = config.data
+        data = PairFolder(given.pairs, given.root) if given.pairs else training_images(config)
+        if given.pairs:
+            check_pairs(config, data, trainee.tokenizer)
 
-    def loader(start: int, stop: int):
-        return stream(
-            data, config.data.batch_size, world.rank, world.size, config.run.seed, start, stop, config.data.workers
-        )
+        def loader(start: int, stop: int) -> Iterable[dict[str, Tensor]]:
+            order = (given.batch_size, world.rank, world.size, config.run.seed, start, stop)
+            return stream(data, *order, workers=given.workers)
 
-    loop.run(trainee, loader, config.run, config.log, world, dataclasses.asdict(config), meta={"classes": data.classes})
-    dist.close()
+        described = dataclasses.asdict(config)
+        loop.run(trainee, loader, config.run, config.log, world, described, {"classes": data.classes}, data.name)

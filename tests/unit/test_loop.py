@@ -23,6 +23,8 @@ ALONE = World(0, 1, torch.device("cpu"))
 class Toy:
     """Fits a line; every step draws noise from (seed, step)."""
 
+    alarms = ()
+
     def __init__(self, at: dict[int, Any] | None = None):
         torch.manual_seed(0)
         self.model = nn.Linear(2, 1)
@@ -33,12 +35,14 @@ class Toy:
         happening = self.at.get(step)
         if happening == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
+        if happening == "nan":
+            return {"train/loss": torch.tensor(float("nan")), "not_finite": torch.tensor(1.0)}
         noise = torch.randn((), generator=loop.step_generator(0, step))
         loss = (self.model(batch["x"]) - noise).square().mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        logged = {"train/loss": loss * float("nan") if happening == "nan" else loss}
+        logged = {"train/loss": loss, "not_finite": torch.tensor(0.0)}
         return logged | ({"train/sometimes": torch.tensor(float(step))} if step % 4 == 0 else {})
 
     def weights(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -107,7 +111,7 @@ def test_asked_again_a_finished_run_does_nothing(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="train/loss not finite"):
+    with pytest.raises(UserError, match="not finite in step 7"):
         run(tmp_path, Toy({7: "nan"}))
     assert checkpoint.newest(tmp_path).name == "0000005"
 

@@ -115,6 +115,8 @@ class LeCam:
     def update(self, real: Tensor, fake: Tensor, step: int = 0) -> None:
         """Take in one batch of logits, averaged over ranks."""
         means = dist.mean({"real": real.detach().mean(), "fake": fake.detach().mean()})
+        if self.real is not None and not all(map(math.isfinite, means.values())):
+            return  # this step's update will be left out; the means must not remember it for ever
         decay = self.decay if step >= self.settle and self.real is not None else 0.0
         self.real = decay * (self.real or 0.0) + (1 - decay) * means["real"]
         self.fake = decay * (self.fake or 0.0) + (1 - decay) * means["fake"]

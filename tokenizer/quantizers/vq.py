@@ -88,7 +88,9 @@ class VectorQuantizer(CodeQuantizer):
             return
         dead = (self.seen() == 0).nonzero().flatten()
         spread = torch.linspace(0, len(rows) - 1, len(dead), device=rows.device).long()
-        self.embedding.weight[dead] = dist.from_main(rows[spread]).to(self.embedding.weight.dtype)
+        fresh = dist.from_main(rows[spread]).to(self.embedding.weight.dtype)
+        # This writes weights before the loss is known, so latents that are not finite must not get in here.
+        self.embedding.weight[dead] = torch.where(torch.isfinite(fresh), fresh, self.embedding.weight[dead])
 
 
 def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:
