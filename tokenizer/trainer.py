@@ -126,7 +126,7 @@ class TokenizerTrainee:
 
     def plan(self, batch_size: int, step: int) -> Plan:
         plan = Plan(step, self.config.run.seed, batch_size, self.world.rank, self.config.model.layout)
-        for regularizer in self.regularizers:
+        for regularizer in sorted(self.regularizers, key=lambda each: each.order):
             regularizer.plan(plan)
         if isinstance(plan.num_tokens, Tensor):
             plan.num_tokens = plan.num_tokens.to(self.world.device)

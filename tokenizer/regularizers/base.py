@@ -56,7 +56,9 @@ class Context:
 
 
 class Regularizer:
-    """Override what is needed."""
+    """Override what is needed. Plans are made in `order`, smaller first."""
+
+    order = 0
 
     needs_latents = False
     """Whether it acts on what the encoder made of the images: nothing that training on pairs of codes has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,9 +15,9 @@ from tokenizer.regularizers.base import Plan, Regularizer
 
 
 class SelfAlignment(Regularizer):
-    """weight * (1 - mean_j cos(f_j(prefix), sg f_j(main view))), f = decoder stream after its first layer.
+    """weight * (1 - mean_j cos(f_j(shorter view), sg f_j(longer view))), f = decoder stream after its first layer.
 
-    f has one row per grid cell and one for the mean of the embedded tokens; the longer view is the teacher.
+    f has one row per grid cell and one for the mean of the embedded tokens.
     Source: NesTok (2026), self-alignment loss, for a Q-former decoder.
     """
 
@@ -27,6 +28,9 @@ class SelfAlignment(Regularizer):
     def losses(self, images: Tensor, done: Pass, plan: Plan) -> dict[str, Tensor]:
         if plan.also_num_tokens is None:
             raise UserError("regularizers.self_alignment compares two lengths; add regularizers.cross_length")
-        teacher, student = (view.features.first.float() for view in done.views[:2])
-        cosine = F.cosine_similarity(student, teacher.detach(), dim=-1)
+        main, also = (view.features.first.float() for view in done.views[:2])
+        kept = plan.layout.num_tokens if plan.num_tokens is None else plan.num_tokens
+        longer = (torch.as_tensor(kept, device=main.device) >= plan.also_num_tokens).view(-1, 1, 1)
+        student, teacher = torch.where(longer, also, main), torch.where(longer, main, also).detach()
+        cosine = F.cosine_similarity(student, teacher, dim=-1)
         return {"self_alignment": self.config.weight * (1 - cosine.mean())}

@@ -1,0 +1,121 @@
+"""Studies of many jobs: what is skipped, who works on what, and what a spread allows to be said."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from evaluations import study
+from evaluations.evidence import EvidenceConfig, stages
+from evaluations.study import Spread, Stage, above, markdown
+
+ROOT = Path(__file__).parents[2]
+CHAIN = [Stage("a/train", ("job", "a")), Stage("a/measure", ("job", "m"), ("a/train",)), Stage("b/train", ("job", "b"))]
+
+
+class Jobs:
+    """Stands in for the processes; notes who ran, and how many at once."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails, self.ran, self.running, self.most = fails, [], 0, 0
+        self.lock = threading.Lock()
+
+    def __call__(self, stage: Stage, log: Path) -> int:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(0.05)
+        with self.lock:
+            self.running -= 1
+            self.ran.append(stage.name)
+        log.write_text("error: it went wrong\n")
+        return int(stage.name == self.fails)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "POLL_SECONDS", 0.01)
+
+
+def test_every_stage_runs_once_and_after_what_it_needs(tmp_path):
+    jobs = Jobs()
+    study.run(CHAIN, tmp_path, spend=jobs)
+    assert jobs.ran == [stage.name for stage in CHAIN]
+    study.run(CHAIN, tmp_path, spend=jobs)
+    assert len(jobs.ran) == 3
+
+
+def test_several_workers_share_the_work(tmp_path):
+    jobs = Jobs()
+    study.run(CHAIN, tmp_path, workers=3, spend=jobs)
+    assert sorted(jobs.ran) == sorted(stage.name for stage in CHAIN) and jobs.most == 2
+    assert jobs.ran.index("a/train") < jobs.ran.index("a/measure")
+
+
+def test_a_stage_that_another_process_works_on_is_left_to_it(tmp_path):
+    jobs, other = Jobs(), study.Ledger(tmp_path)
+    with other.claim(CHAIN[0]) as ours:
+        assert ours
+        thread = threading.Thread(target=study.run, args=(CHAIN, tmp_path), kwargs={"spend": jobs})
+        with pytest.MonkeyPatch.context() as patched:  # only the main thread may handle signals
+            patched.setattr(study.signal, "signal", lambda *_: None)
+            thread.start()
+            while jobs.ran != ["b/train"]:
+                time.sleep(0.01)
+            time.sleep(0.05)
+            assert jobs.ran == ["b/train"]
+            other.finish(CHAIN[0], 1.0)
+            thread.join(timeout=10)
+    assert jobs.ran == ["b/train", "a/measure"]
+
+
+def test_a_failure_is_told_and_is_tried_again(tmp_path):
+    with pytest.raises(UserError, match="'a/train' ended with status 1: error: it went wrong"):
+        study.run(CHAIN, tmp_path, spend=Jobs(fails="a/train"))
+    jobs = Jobs()
+    study.run(CHAIN, tmp_path, spend=jobs)
+    assert jobs.ran == ["a/train", "a/measure", "b/train"]
+
+
+def test_a_stage_made_with_other_options_is_not_reused(tmp_path):
+    study.run(CHAIN[:1], tmp_path, spend=Jobs())
+    with pytest.raises(UserError, match="other options"):
+        study.run([Stage("a/train", ("job", "other"))], tmp_path, spend=Jobs())
+    with_config = Stage("c", ("job", "--config", str(tmp_path / "c.yaml")))
+    (tmp_path / "c.yaml").write_text("steps: 1\n")
+    study.run([with_config], tmp_path, spend=Jobs())
+    (tmp_path / "c.yaml").write_text("steps: 2\n")
+    with pytest.raises(UserError, match="another config"):
+        study.run([with_config], tmp_path, spend=Jobs())
+
+
+def test_claims_are_made_only_beyond_the_spread():
+    low, high, wide = Spread.of([1.0, 1.2, 1.1]), Spread.of([2.0, 2.2, 2.1]), Spread.of([1.0, 3.0, 2.0])
+    assert above(high, low) is True and above(low, high) is False
+    assert above(wide, low) is None and above(low, low) is None
+    assert above(Spread.of([9.0]), low) is None
+    assert low.text() == "1.10 ± 0.10" and Spread.of([9.0]).text(1) == "9.0"
+
+
+def test_a_table_has_a_cell_for_every_column():
+    assert markdown(["a", "b"], [{"a": 1}, {"b": 2}]) == "| a | b |\n|-|-|\n| 1 |  |\n|  | 2 |\n"
+
+
+def test_the_evidence_study_is_complete_and_consistent(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = EvidenceConfig()
+    made = stages(options)
+    names = [stage.name for stage in made]
+    assert len(set(names)) == len(names) and all(set(stage.needs) <= set(names) for stage in made)
+    assert len(options.variants) >= 6 and len(options.seeds) >= 3
+    for variant in options.variants:
+        for seed in options.seeds:
+            assert {f"{variant}/seed-{seed}/{what}" for what in ("tokenizer", "reconstruction", "diagnosis")} <= {*names}
+    with pytest.raises(UserError, match="no configs/evidence/photos/retk.yaml"):
+        stages(EvidenceConfig(variants=["retk"]))
+    with pytest.raises(UserError, match="lacks 'retok'"):
+        stages(EvidenceConfig(variants=["nested_dropout", "retok_finetune"], generators=[]))
