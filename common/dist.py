@@ -82,6 +82,14 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return all_reduce(tensor)
 
 
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows (n,D) of all ranks one below the other, in rank order, through which gradients flow."""
+    if size() == 1:
+        return rows
+    before, after = torch_dist.get_rank() * len(rows), (size() - 1 - torch_dist.get_rank()) * len(rows)
+    return all_reduce_sum(nn.functional.pad(rows, (0, 0, before, after)))
+
+
 def from_main(tensor: Tensor) -> Tensor:
     """Rank 0's tensor on every rank; all ranks pass the same shape."""
     if size() > 1:

@@ -36,6 +36,15 @@ class LeCamConfig:
 
 
 @dataclass
+class BackboneConfig:
+    """Trained weights that `dino_vit` parts start from, resampled to their patches and grids."""
+
+    model: str = opt("vit_base_patch14_dinov2.lvd142m", "timm model name")
+    weights: str | None = opt(None, "local weights file; null = timm's cache")
+    parts: list[str] = opt(["encoder", "decoder", "teacher"], "parts of the model that start from it")
+
+
+@dataclass
 class AdversaryConfig:
     """A GAN loss against a trained discriminator."""
 
@@ -70,5 +79,6 @@ class TrainConfig:
     freeze: list[str] = opt(
         [], "modules kept as they are; decoder fine-tuning: [encoder, quant_conv, quantizer]"
     )
+    backbone: BackboneConfig | None = None
     init: str | None = opt(None, "checkpoint (or run) whose tokenizer weights to start from")
     log: LogConfig = field(default_factory=LogConfig)

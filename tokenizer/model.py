@@ -28,10 +28,11 @@ class View:
 
 @dataclass
 class Pass:
-    """What one training pass produced. `views[0]` is the main reconstruction."""
+    """What one training pass produced. `views[0]` is the main reconstruction, decoded from `vectors`."""
 
     views: list[View]
     quantized: Quantized
+    vectors: Tensor | None = None
     spatial: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from common.config import opt
 from common.errors import UserError
 from evaluations.metrics.embedded import EfficientNetLite
 from tokenizer.layers.vit import Vit, VitConfig
+from tokenizer.pretrained import load_timm
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -38,37 +39,46 @@ class TimmConfig:
     weights: str | None = opt(None, "local weights file; null = timm's cache")
 
 
-class TimmTeacher(nn.Module):
-    """A patch-14 ViT of timm's, its patch tokens after the last norm, without class or register tokens.
+class Teacher(nn.Module):
+    """`tokens(images)`: features (B,prefix+G*G,width), the first `prefix` of which belong to no patch."""
+
+    prefix = 0
+
+    def tokens(self, images: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} defines no tokens")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The patches' features (B,G*G,width)."""
+        return self.tokens(images)[:, self.prefix :]
+
+    def summary(self, images: Tensor) -> Tensor:
+        """The class token's feature (B,width), or the mean of the patches' where there is none."""
+        tokens = self.tokens(images)
+        return tokens[:, 0] if self.prefix else tokens.mean(dim=1)
+
+
+class TimmTeacher(Teacher):
+    """A ViT of timm's after the last norm.
 
     timm resamples the position table to the grid (bicubic, antialiased), as the papers do.
     """
 
     Config = TimmConfig
     model = ""
+    patch = 14
     statistics = IMAGENET
     resize_first = True
 
     def __init__(self, config: TimmConfig, grid: int, image_size: int):
         super().__init__()
-        import timm
-
-        self.size = 14 * grid
-        name = config.model or self.model
-        try:
-            local = {"pretrained_cfg_overlay": {"file": config.weights}} if config.weights else {}
-            self.net = timm.create_model(name, pretrained=True, img_size=self.size, num_classes=0, **local)
-        except Exception as error:  # timm and the hub raise many kinds for a missing file
-            raise UserError(
-                f"teacher {name!r} is not on this machine ({type(error).__name__}); get it with "
-                f"'hf download timm/{name}' or pass regularizers.semantic.teacher.weights=FILE, or use the "
-                "embedded stand-in regularizers.semantic.teacher.name=efficientnet_lite0"
-            ) from error
+        self.size = self.patch * grid
+        flags = "pass the teacher's weights=FILE, or use the embedded stand-in teacher.name=efficientnet_lite0"
+        self.net = load_timm(config.model or self.model, config.weights, flags, img_size=self.size)
+        self.prefix = self.net.num_prefix_tokens
         self.net.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        prepared = prepare(images, self.size, self.statistics, self.resize_first)
-        return self.net.forward_features(prepared)[:, self.net.num_prefix_tokens :]
+    def tokens(self, images: Tensor) -> Tensor:
+        return self.net.forward_features(prepare(images, self.size, self.statistics, self.resize_first))
 
 
 class DinoV2(TimmTeacher):
@@ -85,6 +95,14 @@ class ClipDfn(TimmTeacher):
     statistics = CLIP
 
 
+class ClipOpenAi(TimmTeacher):
+    """CLIP ViT-B/16 of OpenAI: RobusTok's detail guide."""
+
+    model = "vit_base_patch16_clip_224.openai"
+    patch = 16
+    statistics = CLIP
+
+
 class SigLip(TimmTeacher):
     """SigLIP SoViT-400m/14."""
 
@@ -92,11 +110,13 @@ class SigLip(TimmTeacher):
     statistics = HALF
 
 
-class DinoVitTeacher(nn.Module):
+class DinoVitTeacher(Teacher):
     """DINOv2 cut to the tokenizer's own patches, as RobusTok keeps it inside its checkpoints.
 
-    It starts untrained: its weights come with the tokenizer's.
+    It starts untrained: its weights come with the tokenizer's, or from `backbone`.
     """
+
+    prefix = 1
 
     @dataclass
     class Config(VitConfig):
@@ -111,14 +131,10 @@ class DinoVitTeacher(nn.Module):
         self.requires_grad_(False)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(B,1+G*G,D), class token first."""
         return self.net(prepare(images, self.size, IMAGENET, resize_first=False))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tokens(images)[:, 1:]
 
-
-class EfficientNetTeacher(nn.Module):
+class EfficientNetTeacher(Teacher):
     """EfficientNet-Lite0 features at the stride that matches the grid: the embedded stand-in for DINOv2."""
 
     @dataclass
@@ -130,7 +146,7 @@ class EfficientNetTeacher(nn.Module):
         self.stride, self.grid = config.stride, grid
         self.net = EfficientNetLite("lite0")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def tokens(self, images: Tensor) -> Tensor:
         features = self.net.feature_maps(images, [self.stride])[self.stride]
         if features.shape[-1] != self.grid:
             features = F.interpolate(features, (self.grid, self.grid), mode="bilinear", align_corners=False)
@@ -138,6 +154,10 @@ class EfficientNetTeacher(nn.Module):
 
 
 TEACHERS = {
-    "dinov2_vitb14": DinoV2, "clip_dfn_vitl14": ClipDfn, "siglip_so400m14": SigLip, "dino_vit": DinoVitTeacher,
+    "dinov2_vitb14": DinoV2,
+    "clip_dfn_vitl14": ClipDfn,
+    "clip_openai_vitb16": ClipOpenAi,
+    "siglip_so400m14": SigLip,
+    "dino_vit": DinoVitTeacher,
     "efficientnet_lite0": EfficientNetTeacher,
-}  # fmt: skip
+}

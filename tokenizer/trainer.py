@@ -24,6 +24,7 @@ from tokenizer.adversary import Adversary
 from tokenizer.config import TrainConfig
 from tokenizer.fingerprint import codes_fingerprint
 from tokenizer.model import Pass, Tokenizer, View
+from tokenizer.pretrained import check_teacher, start_from
 from tokenizer.quantizers.vq import Quantized
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
@@ -70,7 +71,9 @@ class TrainingPass(nn.Module):
         views = [tokenizer.decode_vectors(vectors, plan.num_tokens)]
         if plan.also_num_tokens is not None:
             views.append(tokenizer.decode_vectors(vectors, plan.also_num_tokens))
-        done = Pass(views, quantized, spatial)
+        done = Pass(views, quantized, vectors, spatial)
+        for name, features in plan.guides.items():
+            done.extra[name] = tokenizer.quant_conv(features(images)[..., None, None]).flatten(1)
         if plan.semantic:
             done.extra["semantic"] = tokenizer.decoder.transformer.distill_mlp(views[0].features.inner)
         if plan.shortcut:
@@ -97,14 +100,20 @@ class TokenizerTrainee:
         self.config, self.world = config, world
         torch.manual_seed(config.run.seed)
         self.tokenizer = Tokenizer(config.model).to(world.device)
+        if config.init and config.backbone:
+            raise UserError("init brings the weights of all parts, so backbone would be ignored; set backbone=null")
         if config.init:
             load_weights(self.tokenizer, config.init, "ema")
+        elif config.backbone:
+            start_from(self.tokenizer, config.backbone)
         context = Context(
             self.tokenizer.grid,
             self.tokenizer.image_size,
             world.device,
             num_codes=config.model.layout.extended if self.tokenizer.is_1d else self.tokenizer.num_tokens,
             quantizer=self.tokenizer.quantizer,
+            z_channels=config.model.z_channels,
+            teacher=self.tokenizer.teacher if config.model.teacher else None,
         )
         self.regularizers: list[Regularizer] = [
             build("tokenizer.regularizers:REGULARIZERS", mapping, context=context)
@@ -274,6 +283,7 @@ def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) ->
 
 def run(config: TrainConfig) -> None:
     """The job behind `python -m tokenizer.train`."""
+    check_teacher(config)
     with loop.job(config.run) as world:
         trainee = TokenizerTrainee(config, world)
         given = config.data

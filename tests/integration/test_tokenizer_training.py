@@ -30,6 +30,7 @@ from tokenizer.trainer import TokenizerTrainee
 ROOT = Path(__file__).parents[2]
 CPU = World(0, 1, torch.device("cpu"))
 CONFIGS = [*sorted((ROOT / "configs").glob("vq/*.yaml")), ROOT / "configs/quickstart/tokenizer.yaml"]
+CONFIGS += [*sorted((ROOT / "configs").glob("*-train.yaml")), *sorted((ROOT / "configs").glob("toy/robustok*.yaml"))]
 SMALL = """
 model:
   image_size: 32
@@ -100,6 +101,8 @@ def test_every_config_is_built_and_takes_a_step(path: Path) -> None:
         words += ["adversary.start=0", "adversary.discriminator.name=patchgan"]
     if raw.init:
         words.append("init=null")
+    if raw.backbone:
+        words.append("backbone=null")
     chosen = config.parse(TrainConfig, words)
     with torch.device("meta"):
         trainee = TokenizerTrainee(chosen, World(0, 1, torch.device("meta")))

@@ -36,6 +36,6 @@ class HitCountQuantizer(VectorQuantizer):
 
     @torch.no_grad()
     def _remember(self, codes: Tensor) -> None:
-        counts = dist.all_reduce_sum(torch.bincount(codes, minlength=self.codebook_size).float())
-        decay = 0.0 if not self.hits.any() else 0.9 if self.step < 100 else 0.99
-        self.hits.mul_(decay).add_(counts, alpha=1 - decay)
+        counts = torch.zeros_like(self.hits).index_add_(0, codes, self.hits.new_ones(len(codes)))
+        decay = torch.where(self.hits.any(), 0.9 if self.step < 100 else 0.99, 0.0)
+        self.hits.lerp_(dist.all_reduce_sum(counts), 1 - decay)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.loop import step_generator
 from tokenizer.layout import Layout
@@ -22,6 +23,7 @@ class Plan:
     `num_tokens`: kept tokens of the main view (None = all N; int64 (B,) for per-image lengths).
     `also_num_tokens`: a second view from the same codes. `shortcut`: a view straight from the CNN's map.
     `semantic`: the semantic head runs on the main view. `perturbation`: the decoder sees some wrong codes.
+    `guides`: functions from images to features (B,z_channels), which pass through `quant_conv` into `Pass.extra`.
     """
 
     step: int
@@ -34,6 +36,7 @@ class Plan:
     shortcut: bool = False
     semantic: bool = False
     perturbation: Perturbation | None = None
+    guides: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def generator(self, stream: int) -> torch.Generator:
         """The same on every rank; `stream` keeps regularizers apart."""
@@ -45,7 +48,7 @@ class Context:
     """What a regularizer may know of the tokenizer it acts on.
 
     `grid` cells per side, `image_size` pixels, `num_codes` per image in training (redundant ones included), made by
-    `quantizer`.
+    `quantizer`; `z_channels` of the latents before `quant_conv`, and the `teacher` inside the tokenizer, if any.
     """
 
     grid: int
@@ -53,6 +56,8 @@ class Context:
     device: torch.device
     num_codes: int
     quantizer: Quantizer
+    z_channels: int
+    teacher: nn.Module | None = None
 
 
 class Regularizer:
