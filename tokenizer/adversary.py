@@ -30,13 +30,14 @@ class Adversary:
     def __init__(
         self, config: AdversaryConfig, optim_config: optim.OptimConfig, world: World, precision: str, parallel: str
     ):
-        self.config, self.optim_config, self.world, self.precision = config, optim_config, world, precision
+        self.config, self.world, self.precision = config, world, precision
+        self.optim_config, self.first = (config.optim, config.start) if config.optim else (optim_config, 0)
         if config.loss not in GAMES:
             raise UserError(f"adversary.loss got {config.loss!r}; expected {', '.join(GAMES)}")
         self.game = GAMES[config.loss]
         self.module = build("tokenizer.discriminators:DISCRIMINATORS", config.discriminator).to(world.device)
         self.wrapped = dist.wrap(self.module, parallel, world)
-        self.optimizer = optim.adamw(self.module, optim_config)
+        self.optimizer = optim.adamw(self.module, self.optim_config)
         self.lecam = LeCam(config.lecam.decay, config.lecam.settle) if config.lecam else None
 
     def active(self, step: int) -> bool:
@@ -82,7 +83,7 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
         total = self.config.weight * sum(losses.values())
         total.backward()
-        _, not_finite = optim.update(self.optimizer, self.optim_config, step, steps, total)
+        _, not_finite = optim.update(self.optimizer, self.optim_config, step - self.first, steps - self.first, total)
         return {f"train/loss_{name}": self.config.weight * loss.detach() for name, loss in losses.items()} | {
             "not_finite": not_finite,
             "train/logits_real": real.detach().mean(),

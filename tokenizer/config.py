@@ -54,6 +54,9 @@ class AdversaryConfig:
     adaptive: bool = opt(False, "also scale the generator's loss to the reconstruction's gradient (VQGAN)")
     penalty: float = opt(0.0, "gamma of R1 + R2, gradient penalties on real and generated images; R3GAN 15")
     lecam: LeCamConfig | None = opt(None, "LeCam regularization; {} = its defaults, null = off")
+    optim: OptimConfig | None = opt(
+        None, "of the discriminator, its steps counted from `start`; null = as the tokenizer's, and in step with it"
+    )
     discriminator: dict[str, Any] = part("tokenizer.discriminators:DISCRIMINATORS", "network", {"name": "patchgan"})
 
 

@@ -83,6 +83,10 @@ def test_the_shipped_schedules_are_the_papers() -> None:
     assert main.run.steps == 200 * 1251 and main.adversary.start == 56 * 1251
     assert [rate(post.optim, epoch * 195, 19500) for epoch in (0, 1)] == [1e-5, pytest.approx(5e-5, rel=1e-3)]
     assert rate(post.optim, 19499, 19500) == pytest.approx(1e-5, rel=2e-3) and post.run.steps == 100 * 195
+    judge, start = main.adversary.optim, main.adversary.start
+    judged = [rate(judge, epoch * 1251, main.run.steps - start) for epoch in (0, 1, 2, 3, 4, 143)]
+    assert judged == pytest.approx([1e-5, 2.08e-4, 4.05e-4, 6.03e-4, 7.99e-4, 5e-5], rel=3e-3)
+    assert (post.adversary.optim.lr, post.adversary.optim.weight_decay, post.adversary.start) == (5e-5, 5e-4, 0)
     noise = main.regularizers["perturbation"]
     ratios = [anneal(e * 1251, noise["anneal_start"], noise["anneal_end"], noise["end_ratio"]) for e in (40, 80, 120)]
     assert ratios == [1.0, 0.75, 0.5] and (noise["alpha"], noise["beta"], noise["delta"]) == (1.0, 0.1, 100)
