@@ -49,6 +49,8 @@ class GeneratorDataConfig:
     root: str | None = opt(None, "instead: image folder, tokenized in every step by vq_ckpt")
     vq_ckpt: str | None = opt(None, "tokenizer checkpoint or run, for root")
     weights: str = opt("ema", "tokenizer weights for root: ema | model")
+    tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
+    image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
     crop: str = opt("random", "for root: random (short side in [size, size/0.8], random square) | center")
     flip: bool = opt(True, "for root: mirror half of the images")
     val_codes: str | None = opt(None, "held-out code store for run.validate_every")

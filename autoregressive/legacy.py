@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.config import Alias
-from common.flags import half, only, optional, switch
+from common.flags import half, only, optional, sharded, switch
 
 __all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "PAIRS_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS"]
 
@@ -39,6 +39,8 @@ TRAIN_FLAGS: dict[str, Alias] = {
     "val-code-path": "data.val_codes",
     "data-path": "data.root",
     "vq-ckpt": "data.vq_ckpt",
+    "tok-config": "data.tok_config",
+    "image-size": "data.image_size",
     "global-batch-size": "data.batch_size",
     "num-workers": "data.workers",
     "iterations": "run.steps",
@@ -62,6 +64,9 @@ TRAIN_FLAGS: dict[str, Alias] = {
     "log-every": "log.every",
     "wandb-project": "log.wandb",
     "no-wandb": switch("log.wandb=null"),
+    "no-compile": switch(),  # nothing is compiled unless asked for
+    "cls-token-num": only("cls-token-num", "1"),
+    "data-parallel": sharded,
     "ema": switch("ema_decay=0.9999"),
 }
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 from autoregressive.config import TrainConfig
 from autoregressive.legacy import TRAIN_FLAGS
 from common import config
+from common.flags import joined
 
 
 def main() -> None:
-    settings = config.parse(TrainConfig, aliases=TRAIN_FLAGS, about=__doc__)
+    settings = config.parse(TrainConfig, joined(sys.argv[1:], "results/gpt"), aliases=TRAIN_FLAGS, about=__doc__)
     from autoregressive.trainer import run
 
     run(settings)

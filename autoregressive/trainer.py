@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import tokenizer as tokenizers
 from autoregressive.config import TrainConfig
+from autoregressive.pairing import load_tokenizer
 from autoregressive.validation import position_losses
 from common import checkpoint, dist, loop, optim
 from common.codes import CodeStore
@@ -41,10 +41,13 @@ class Source:
             self.dataset = CodeStore(data.codes, config.model["num_tokens"], seed)
             self.num_tokens, self.codebook_size = self.dataset.num_tokens, self.dataset.codebook_size
             self.tokenizer_hash = self.dataset.meta["tokenizer"]
+            if data.vq_ckpt and checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt)) != self.tokenizer_hash:
+                raise UserError(f"{data.codes!r} are not codes of {data.vq_ckpt!r}; leave --vq-ckpt out")
         else:
             if not data.vq_ckpt:
                 raise UserError("images need a tokenizer to be encoded by; give --vq-ckpt RUN (data.vq_ckpt)")
-            self.tokenizer = tokenizers.load(data.vq_ckpt, data.weights, world.device)
+            named = (data.image_size, data.tok_config)
+            self.tokenizer = load_tokenizer(data.vq_ckpt, data.weights, world.device, *named)
             self.num_tokens = config.model["num_tokens"] or self.tokenizer.num_tokens
             self.codebook_size = self.tokenizer.codebook_size
             self.tokenizer_hash = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt))

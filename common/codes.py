@@ -88,6 +88,10 @@ class CodeStore(Dataset):
     def name(self, index: int) -> str:
         return f"{self.path}[{index}]"
 
+    def augmentations(self, index: int) -> np.ndarray:
+        """All codes of an image: int64 (augmentations, N)."""
+        return self._codes[index, :, : self.num_tokens].astype(np.int64)
+
 
 class ChunkedWriter:
     """Builds a store chunk by chunk, from any number of processes, resumable after any interruption.

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from common.errors import UserError
 
-__all__ = ["half", "only", "optional", "switch"]
+__all__ = ["half", "joined", "only", "optional", "sharded", "switch"]
 
 Expand = Callable[[str], list[str]]
+
+_PARTS = ("--save-path=", "--sub-exp-dir=")
 
 
 def only(flag: str, *values: str) -> Expand:
@@ -40,3 +42,26 @@ def half(key: str) -> Expand:
 def optional(key: str) -> Expand:
     """The papers' scripts write None for a value that is not set."""
     return lambda value: [f"{key}={'null' if value == 'None' else value}"]
+
+
+def sharded(value: str) -> list[str]:
+    """The papers' sdp shards gradients and optimizer, their fsdp the weights, too: both are our fsdp."""
+    if value not in ("sdp", "fsdp"):
+        raise UserError(f"--data-parallel got {value!r}; expected fsdp (or sdp, which is the same here)")
+    return ["run.parallel=fsdp"]
+
+
+def joined(argv: list[str], root: str) -> list[str]:
+    """`--save-path A --sub-exp-dir B` of the papers is our `--out A/B`; without a save path, A is `root`."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith(_PARTS) else [word])]
+    if "--sub-exp-dir" not in words:
+        return argv
+    found = {"--save-path": root, "--sub-exp-dir": ""}
+    rest = []
+    while words:
+        word = words.pop(0)
+        if word in found and words:
+            found[word] = words.pop(0)
+        else:
+            rest.append(word)
+    return [*rest, "--out", f"{found['--save-path'].rstrip('/')}/{found['--sub-exp-dir']}"]

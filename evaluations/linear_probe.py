@@ -9,13 +9,14 @@ images to `<out>/results.json`. Interrupted, the same command continues; --eval 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from autoregressive.legacy import COMMON_FLAGS
 from common import config
 from common.config import MISSING, opt
-from common.flags import half, switch
+from common.flags import half, joined, switch
 from common.settings import LogConfig
 
 
@@ -78,7 +79,7 @@ FLAGS: dict[str, Any] = {
 
 
 def main() -> None:
-    settings = config.parse(ProbeConfig, aliases=FLAGS, about=__doc__)
+    settings = config.parse(ProbeConfig, joined(sys.argv[1:], "results/lin_probe"), aliases=FLAGS, about=__doc__)
     from evaluations.linear_probe_job import run
 
     run(settings)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from common.config import Alias
-from common.flags import half, optional
+from common.flags import half, only, optional, sharded, switch
 
 Value = TypeVar("Value")
 
@@ -29,6 +29,11 @@ TRAIN_FLAGS: dict[str, Alias] = {  # flags of the papers' vq_train.py: our key
     "warmup": "optim.warmup",
     "fract-decay": "optim.cooldown_fraction",
     "vq-ckpt": "init",
+    "finetune": switch(),  # starting from weights is always the beginning of a new run
+    "dataset": only("dataset", "imagenet"),
+    "ema": switch("ema_decay=0.9999"),
+    "no-wandb": switch("log.wandb=null"),
+    "data-parallel": sharded,
     "log-every": "log.every",
     "wandb-project": "log.wandb",
 }

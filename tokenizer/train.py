@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 from common import config
+from common.flags import joined
 from tokenizer.config import TrainConfig
 from tokenizer.legacy import TRAIN_FLAGS
 
 
 def main() -> None:
-    settings = config.parse(TrainConfig, aliases=TRAIN_FLAGS, about=__doc__)
+    argv = joined(sys.argv[1:], "results/tokenizers/vq")
+    settings = config.parse(TrainConfig, argv, aliases=TRAIN_FLAGS, about=__doc__)
     from tokenizer.trainer import run
 
     run(settings)

@@ -1,0 +1,113 @@
+"""Write CONFIGURATION.md, the reference of every job's options and every part's, from the schemas themselves.
+
+    python -m evaluations.configuration
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import config
+from common.config import MISSING, nested_schema, opt, type_name
+
+JOBS = {
+    "common.photos": "PhotosConfig",
+    "common.pack": "PackConfig",
+    "tokenizer.train": "TrainConfig",
+    "evaluations.reference": "ReferenceConfig",
+    "evaluations.reconstruction": "ReconstructionConfig",
+    "evaluations.pfid": "PfidConfig",
+    "autoregressive.extract_codes": "ExtractConfig",
+    "autoregressive.check_codes": "CheckConfig",
+    "autoregressive.train": "TrainConfig",
+    "autoregressive.make_pairs": "PairsConfig",
+    "autoregressive.sample": "SampleConfig",
+    "evaluations.generation": "GenerationConfig",
+    "evaluations.val_loss": "ValLossConfig",
+    "evaluations.linear_probe": "ProbeConfig",
+    "evaluations.baselines": "BaselinesConfig",
+    "evaluations.report": "ReportConfig",
+    "evaluations.twin": "TwinConfig",
+    "autoregressive.convert": "ConvertConfig",
+    "autoregressive.download": "DownloadConfig",
+}
+"""Job: the name of its schema. In the order of the work."""
+
+ABOUT = """# Configuration
+
+Every option of every job, generated from the schemas by `python -m evaluations.configuration`; a test holds this file to
+them. An option is written `key.sub=value` on the command line or in a YAML, or `--flag value` where
+`bash scripts/NAME.sh --help` shows a flag. "required" means that it has no default. A *part* is a mapping with a `name`
+from the named table; the parts and their own options follow the jobs.
+"""
+
+
+@dataclass
+class ConfigurationConfig:
+    out: str = opt("CONFIGURATION.md", "file to write")
+
+
+def reference() -> str:
+    """The whole file."""
+    tables: dict[str, None] = {}
+    body = [ABOUT, "## Jobs\n"]
+    for job, name in JOBS.items():
+        module = importlib.import_module(job)
+        body += [f"### `{job}`\n", f"{module.__doc__.strip().split('. ')[0].splitlines()[0]}\n"]
+        body += _table(getattr(module, name), tables)
+    body.append("## Parts\n")
+    shown: set[str] = set()
+    while pending := [table for table in tables if table not in shown]:
+        for table in pending:
+            shown.add(table)
+            body.append(f"### `{table}`\n")
+            module, _, attribute = table.partition(":")
+            for name, part in getattr(importlib.import_module(module), attribute).items():
+                summary = (part.__doc__ or "").strip().splitlines()
+                body.append(f"**`{name}`** {summary[0] if summary else ''}\n")
+                body += _table(part.Config, tables)
+    return "\n".join(body).rstrip() + "\n"
+
+
+def _table(schema: type, tables: dict[str, None]) -> list[str]:
+    rows = list(_rows(schema, "", tables))
+    if not rows:
+        return ["No options.\n"]
+    return ["| option | type | default | what for |", "|-|-|-|-|", *rows, ""]
+
+
+def _rows(schema: type, prefix: str, tables: dict[str, None]) -> Iterator[str]:
+    for field in dataclasses.fields(schema):
+        nested = nested_schema(schema, field.name)
+        dotted, about = f"{prefix}{field.name}", field.metadata.get("help", "")
+        if nested:
+            yield from _rows(nested, f"{dotted}.", tables)
+            continue
+        kind, default = type_name(schema, field.name), _default(field)
+        for sort in ("part", "parts"):
+            if table := field.metadata.get(sort):
+                tables.setdefault(table)
+                kind, about = sort, f"{about}; names: `{table}`"
+        yield f"| `{dotted}` | {kind} | {default} | {about} |".replace(" | | ", " \\| ")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    if value == MISSING:
+        return "required"
+    return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def main() -> None:
+    settings = config.parse(ConfigurationConfig, about=__doc__)
+    Path(settings.out).write_text(reference())
+    print(f"written: {settings.out}")
+
+
+if __name__ == "__main__":
+    config.main(main)
