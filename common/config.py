@@ -30,12 +30,14 @@ __all__ = [
     "dump",
     "lookup",
     "main",
+    "nested_schema",
     "opt",
     "parse",
     "part",
     "parts",
     "read_yaml",
     "resolve",
+    "type_name",
 ]
 
 Alias = str | Callable[[str], list[str]]
@@ -152,7 +154,7 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
         dotted = f"{where}.{key}" if where else str(key)
         if key not in fields:
             raise UserError(f"unknown key {dotted!r}{_nearest(str(key), fields)}; known here: {', '.join(fields)}")
-        nested = _nested_schema(schema, key)
+        nested = nested_schema(schema, key)
         if nested:
             deep[key] = None if value is None else resolve(nested, _mapping(value, dotted), where=dotted)
         elif {"part", "parts"} & fields[key].metadata.keys():
@@ -180,9 +182,9 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
                 for key, value in given.items()
                 if value is not None and value is not False
             }
-        elif _nested_schema(schema, name) and name not in deep:
+        elif nested_schema(schema, name) and name not in deep:
             default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-            deep[name] = None if default is None else resolve(_nested_schema(schema, name), {}, where=dotted)
+            deep[name] = None if default is None else resolve(nested_schema(schema, name), {}, where=dotted)
     values.update({name: deep[name] for name in deep})
     for name in fields:
         if isinstance(values.get(name), str) and values[name] == MISSING:
@@ -212,13 +214,19 @@ def _complete(table: str, mapping: Any, dotted: str) -> dict[str, Any] | None:
     return {"name": mapping["name"], **dataclasses.asdict(resolve(cls.Config, own, where=dotted))}
 
 
-def _nested_schema(schema: type, key: str) -> type | None:
+def nested_schema(schema: type, key: str) -> type | None:
     """The dataclass a field holds, if it holds one (also `X | None`)."""
     hint = _hints(schema).get(key)
     for candidate in (hint, *getattr(hint, "__args__", ())):
         if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
             return candidate
     return None
+
+
+def type_name(schema: type, key: str) -> str:
+    """A field's type as a person would write it: `int`, `str | None`, `list[float]`."""
+    hint = _hints(schema)[key]
+    return hint.__name__ if isinstance(hint, type) and not getattr(hint, "__args__", ()) else str(hint)
 
 
 def _hints(schema: type) -> dict[str, Any]:
@@ -232,7 +240,7 @@ def _leaf_schema(schema: type) -> type:
     hints = _hints(schema)
     kept = []
     for field in dataclasses.fields(schema):
-        if _nested_schema(schema, field.name) or {"part", "parts"} & field.metadata.keys():
+        if nested_schema(schema, field.name) or {"part", "parts"} & field.metadata.keys():
             continue
         if field.default_factory is not dataclasses.MISSING:
             default = dataclasses.field(default_factory=field.default_factory)
@@ -329,7 +337,7 @@ def _is_switch(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:
     if callable(target):
         return getattr(target, "switch", False)
     for key in target.split(".")[:-1]:
-        nested = _nested_schema(schema, key)
+        nested = nested_schema(schema, key)
         if nested is None:
             return False
         schema = nested
@@ -357,7 +365,7 @@ def _help(schema: type, aliases: Mapping[str, Alias], about: str) -> str:
     def walk(schema: type, prefix: str) -> None:
         for field in dataclasses.fields(schema):
             dotted = f"{prefix}{field.name}"
-            nested = _nested_schema(schema, field.name)
+            nested = nested_schema(schema, field.name)
             if nested:
                 lines.append(f"  {dotted}: {field.metadata.get('help', '')}".rstrip(": "))
                 walk(nested, f"{dotted}.")

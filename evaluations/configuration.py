@@ -32,6 +32,8 @@ JOBS = {
     "evaluations.linear_probe": "ProbeConfig",
     "evaluations.baselines": "BaselinesConfig",
     "evaluations.report": "ReportConfig",
+    "evaluations.quickstart": "QuickstartConfig",
+    "evaluations.configuration": "ConfigurationConfig",
     "evaluations.twin": "TwinConfig",
     "autoregressive.convert": "ConvertConfig",
     "autoregressive.download": "DownloadConfig",
@@ -40,8 +42,8 @@ JOBS = {
 
 ABOUT = """# Configuration
 
-Every option of every job, generated from the schemas by `python -m evaluations.configuration`; a test holds this file to
-them. An option is written `key.sub=value` on the command line or in a YAML, or `--flag value` where
+Every option of every job, generated from the schemas by `python -m evaluations.configuration`; a test holds this file
+to them. An option is written `key.sub=value` on the command line or in a YAML, or `--flag value` where
 `bash scripts/NAME.sh --help` shows a flag. "required" means that it has no default. A *part* is a mapping with a `name`
 from the named table; the parts and their own options follow the jobs.
 """
@@ -54,7 +56,7 @@ class ConfigurationConfig:
 
 def reference() -> str:
     """The whole file."""
-    tables: dict[str, None] = {}
+    tables: dict[str, None] = {}  # in the order in which they are first named
     body = [ABOUT, "## Jobs\n"]
     for job, name in JOBS.items():
         module = importlib.import_module(job)
@@ -93,7 +95,8 @@ def _rows(schema: type, prefix: str, tables: dict[str, None]) -> Iterator[str]:
             if table := field.metadata.get(sort):
                 tables.setdefault(table)
                 kind, about = sort, f"{about}; names: `{table}`"
-        yield f"| `{dotted}` | {kind} | {default} | {about} |".replace(" | | ", " \\| ")
+        cells = (cell.replace("|", "\\|").replace("<", "&lt;") for cell in (f"`{dotted}`", kind, default, about))
+        yield f"| {' | '.join(cells)} |"
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
