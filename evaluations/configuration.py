@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +16,8 @@ from typing import Any
 from common import config
 from common.config import MISSING, nested_schema, opt, type_name
 
-JOBS = {
-    "common.photos": "PhotosConfig",
-    "common.pack": "PackConfig",
-    "tokenizer.train": "TrainConfig",
-    "evaluations.reference": "ReferenceConfig",
-    "evaluations.reconstruction": "ReconstructionConfig",
-    "evaluations.pfid": "PfidConfig",
-    "autoregressive.extract_codes": "ExtractConfig",
-    "autoregressive.check_codes": "CheckConfig",
-    "autoregressive.train": "TrainConfig",
-    "autoregressive.make_pairs": "PairsConfig",
-    "autoregressive.sample": "SampleConfig",
-    "evaluations.generation": "GenerationConfig",
-    "evaluations.val_loss": "ValLossConfig",
-    "evaluations.linear_probe": "ProbeConfig",
-    "evaluations.baselines": "BaselinesConfig",
-    "evaluations.report": "ReportConfig",
-    "evaluations.quickstart": "QuickstartConfig",
-    "evaluations.configuration": "ConfigurationConfig",
-    "evaluations.twin": "TwinConfig",
-    "autoregressive.convert": "ConvertConfig",
-    "autoregressive.download": "DownloadConfig",
-}
-"""Job: the name of its schema. In the order of the work."""
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("common", "tokenizer", "autoregressive", "evaluations")
 
 ABOUT = """# Configuration
 
@@ -54,11 +33,22 @@ class ConfigurationConfig:
     out: str = opt("CONFIGURATION.md", "file to write")
 
 
+def jobs() -> dict[str, str]:
+    """Module -> the name of its schema: every file that ends in `config.main(main)` and calls `config.parse(Schema`."""
+    found = {}
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        source = path.read_text()
+        if re.search(r"^    config\.main\(main\)", source, re.MULTILINE):
+            schema = re.search(r"config\.parse\((\w+),", source)[1]
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = schema
+    return found
+
+
 def reference() -> str:
     """The whole file."""
     tables: dict[str, None] = {}  # in the order in which they are first named
     body = [ABOUT, "## Jobs\n"]
-    for job, name in JOBS.items():
+    for job, name in jobs().items():
         module = importlib.import_module(job)
         body += [f"### `{job}`\n", f"{module.__doc__.strip().split('. ')[0].splitlines()[0]}\n"]
         body += _table(getattr(module, name), tables)
