@@ -31,6 +31,8 @@ JOBS = {
     "pack_images.sh": "common.pack",
     "train_lin_probe.sh": "evaluations.linear_probe",
     "train_lin_probe_gpt.sh": "evaluations.linear_probe",
+    "diagnose_tokenizer.sh": "evaluations.diagnose",
+    "evidence.sh": "evaluations.evidence",
     "convert_checkpoint.sh": "autoregressive.convert",
     "download_checkpoints.sh": "autoregressive.download",
     "quickstart.sh": "evaluations.quickstart",

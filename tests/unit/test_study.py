@@ -116,7 +116,7 @@ def test_the_evidence_study_is_complete_and_consistent(monkeypatch):
         for seed in options.seeds:
             expected = {f"{variant}/seed-{seed}/{what}" for what in ("tokenizer", "reconstruction", "diagnosis")}
             assert expected <= {*names}
-    with pytest.raises(UserError, match="there is no .*retk"):
+    with pytest.raises(UserError, match=r"there is no .*retk"):
         stages(EvidenceConfig(variants=["retk"]))
     with pytest.raises(UserError, match="lacks 'retok'"):
         stages(EvidenceConfig(variants=["nested_dropout", "retok_finetune"], generators=[]))
