@@ -81,18 +81,67 @@ def test_the_training_parts_exist_and_fit(name: str) -> None:
         assert settings.model.decoder["semantic_head"] == {"depth": 3, "width": 768}
 
 
-def test_variants_state_only_their_differences() -> None:
-    large = read("VQ_XLXXL256")
-    assert (large.run.steps, large.data.batch_size, large.optim.warmup) == (1_500_000, 256, 5000)
-    assert large.optim.max_grad_norm == 10.0 and large.optim.decay_vectors
-    assert "shortcut" not in large.regularizers and large.regularizers["semantic"]["weight"] == 0.5
-    new = read("VQ_BL256_train_new")
-    assert not new.model.quantizer["rotation"] and new.regularizers["shortcut"]["until"] == 15000
-    assert not new.regularizers["shortcut"]["direct"]
-    retok = read("VQ_SB256_retok")
-    assert retok.model.layout.extended == 480 and retok.adversary.start == 0
-    assert read("VQ_BL256_dino_disc").adversary.discriminator["name"] == "dino"
-    assert not read("VQ_BL256_2d").model.encoder["transformer"]["qformer"]
+TABLE = """
+VQ_SS256            small small 128 0.0   rot   0    patchgan 20000 15000 direct   1000000
+VQ_SB256            small base  128 0.0   rot   0    patchgan 20000 15000 direct   2000000
+VQ_BL256            base  large 256 0.0   rot   0    patchgan 20000 15000 direct   1000000
+VQ_BL256_dino_disc  base  large 256 0.0   rot   0    dino     80000 15000 direct   1000000
+VQ_BL256_train_new  base  large 256 0.005 plain 5000 patchgan 20000 15000 indirect 1000000
+VQ_XLXXL256         xl    xxl   256 0.005 rot   5000 patchgan 20000 0     indirect 1500000
+VQ_SS256_2d         small small 128 0.0   rot   0    patchgan 20000 15000 direct   1000000
+VQ_SB256_2d         small base  128 0.0   rot   0    patchgan 20000 15000 direct   2000000
+VQ_BL256_2d         base  large 256 0.005 rot   0    patchgan 20000 15000 direct   1000000
+VQ_SS256_retok      small small 128 0.0   rot   0    patchgan 0     15000 indirect 1000000
+VQ_SB256_retok      small base  128 0.0   rot   0    patchgan 0     15000 indirect 2500000
+"""
+"""Sizes, batch, entropy weight, rotation, warm-up, discriminator and its start, shortcut until and kind, steps."""
+
+
+@pytest.mark.parametrize("row", TABLE.strip().splitlines(), ids=lambda row: row.split()[0])
+def test_training_settings_are_the_papers(row: str) -> None:
+    name, *expected = row.split()
+    settings = read(name)
+    sizes = [getattr(settings.model, side)["transformer"]["size"] for side in ("encoder", "decoder")]
+    quantizer, shortcut = settings.model.quantizer, settings.regularizers.get("shortcut")
+    got = [
+        *sizes, settings.data.batch_size, quantizer["entropy_weight"], "rot" if quantizer["rotation"] else "plain",
+        settings.optim.warmup, settings.adversary.discriminator["name"], settings.adversary.start,
+        shortcut["until"] if shortcut else 0, "direct" if shortcut and shortcut["direct"] else "indirect",
+        settings.run.steps,
+    ]  # fmt: skip
+    assert [str(value) for value in got] == expected
+    o = settings.optim
+    assert (o.lr, o.end_lr, o.beta1, o.beta2, o.weight_decay) == (1e-4, 1e-5, 0.9, 0.95, 1e-4)
+    assert (o.schedule, o.max_grad_norm, o.decay_vectors) == ("cosine", 10.0, True)
+    assert (quantizer["codebook_size"], quantizer["codebook_dim"], quantizer["commit_weight"]) == (16384, 8, 0.25)
+    assert {key: (loss["name"], loss["weight"]) for key, loss in settings.losses.items()} == {
+        "recon": ("l2", 1.0), "perceptual": ("lpips", 1.0),
+    }  # fmt: skip
+    adversary = settings.adversary
+    assert (adversary.weight, adversary.loss, adversary.adaptive, adversary.penalty) == (0.5, "hinge", False, 0.0)
+    assert adversary.lecam is None and settings.regularizers["semantic"]["weight"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["llamagen_VQ-16", "llamagen_VQ-8"])
+def test_llamagens_training_settings(name: str) -> None:
+    settings = read(name)
+    o, adversary = settings.optim, settings.adversary
+    assert (o.lr, o.beta1, o.beta2, o.weight_decay, o.max_grad_norm) == (1e-4, 0.9, 0.95, 0.05, 1.0)
+    assert (o.schedule, o.warmup, settings.data.batch_size, settings.run.steps) == ("constant", 0, 128, 400_000)
+    assert (adversary.start, adversary.weight, adversary.loss) == (20000, 0.5, "hinge")
+    assert {loss["name"] for loss in settings.losses.values()} == {"l2", "lpips"} and not settings.regularizers
+    assert settings.model.quantizer["entropy_weight"] == 0.0 and not settings.model.quantizer["rotation"]
+
+
+def test_other_variants() -> None:
+    assert read("VQ_SB256_retok").model.layout.extended == 480
+    assert [read(f"VQ_{size}256_2d").model.encoder["transformer"]["qformer"] for size in ("SS", "SB", "BL")] == [
+        True, False, False,
+    ]  # fmt: skip
+    continuous = read("VQ_SS256_kl")
+    assert continuous.adversary.adaptive and continuous.losses["recon"]["name"] == "l1"
+    # 1e-6 of the KL term beside sums over an image's values is this beside their means.
+    assert continuous.model.quantizer["weight"] == pytest.approx(1e-6 / (3 * 256 * 256), rel=0.02)
 
 
 def test_the_semantic_head_may_be_left_out() -> None:
