@@ -201,9 +201,6 @@ class TokenizerTrainee:
 
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
-        # Every rank has seen other codes, and which ones decides what a refresh replaces.
-        buffers = self.tokenizer.quantizer.named_buffers()
-        state["quantizer"] = {name: dist.all_gather(buffer) for name, buffer in buffers}
         if self.ema:
             state["ema_updates"] = self.ema.updates
         if self.adversary:
@@ -213,9 +210,6 @@ class TokenizerTrainee:
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         checkpoint.load_into(self.tokenizer, weights("model"), "model")
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, buffer in self.tokenizer.quantizer.named_buffers():
-            seen = state["quantizer"][name]  # with another number of ranks, some start from a neighbour's
-            buffer.copy_(seen[self.world.rank % len(seen)])
         if self.ema:
             checkpoint.load_into(self.ema.module, weights("ema"), "ema")
             self.ema.updates = state["ema_updates"]
