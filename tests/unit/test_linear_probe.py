@@ -1,8 +1,4 @@
-"""Linear probes: right on one rank and two, frozen features, resumable.
-
-The comparison of a trained with an untrained tokenizer takes minutes: it is marked slow,
-python -m pytest -m slow tests/unit/test_linear_probe.py
-"""
+"""Linear probes: right on one rank and two, frozen features, resumable."""
 
 from __future__ import annotations
 
