@@ -45,7 +45,7 @@ class ExtractConfig:
 class GeneratorDataConfig:
     """Codes to learn from: a code store, or images tokenized on the fly."""
 
-    codes: str | None = opt(None, "code store from autoregressive.extract_codes")
+    codes: str | None = opt(None, "code store from autoregressive.extract_codes, or a released .jsonl of tokens")
     root: str | None = opt(None, "instead: image folder, tokenized in every step by vq_ckpt")
     vq_ckpt: str | None = opt(None, "tokenizer checkpoint or run, for root")
     weights: str = opt("ema", "tokenizer weights for root: ema | model")
@@ -99,6 +99,7 @@ class DrawConfig:
     gpt_weights: str = opt("model", "generator weights: model | ema")
     vq_weights: str = opt("ema", "tokenizer weights: ema | model")
     gpt_model: str | None = opt(None, "generator size; must agree with the checkpoint")
+    generator: dict[str, Any] = opt({}, "parts of the generator's config; must agree with the checkpoint")
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
     image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
     guidance: Guidance = field(default_factory=Guidance)

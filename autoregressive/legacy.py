@@ -22,6 +22,42 @@ MODEL_FLAGS: dict[str, Alias] = {
     "drop-path-rate": "model.drop_path",
 }
 
+RAR_SIZES = {
+    "hidden_size": "width", "num_hidden_layers": "layers", "num_attention_heads": "heads",
+    "intermediate_size": "ffn_width", "dropout": "dropout", "attn_drop": "attention_dropout",
+    "image_seq_len": "num_tokens", "condition_num_classes": "num_classes", "class_label_dropout": "class_dropout",
+}  # fmt: skip
+"""`model.generator.*` of RobusTok's configs: our key of the generator."""
+
+
+def _unused(value: str) -> list[str]:
+    """A key of RobusTok that names a run for its tracker; ours is asked for with log.wandb."""
+    return []
+
+
+def _rar(place: str, out: str) -> dict[str, Alias]:
+    """RobusTok's dotlist and YAML keys, for a job that keeps the generator's config in `place`."""
+    return {
+        **{f"model.generator.{theirs}": f"{place}.{ours}" for theirs, ours in RAR_SIZES.items()},
+        "model.vq_model.codebook_size": f"{place}.codebook_size",
+        "experiment.project": _unused, "experiment.name": _unused, "experiment.output_dir": out,
+    }  # fmt: skip
+
+
+def _rar_draw(out: str) -> dict[str, Alias]:
+    return {
+        **_rar("generator", out),
+        "model.name": "generator.name",
+        "model.vq_ckpt": "vq_ckpt",
+        "experiment.generator_checkpoint": "gpt_ckpt",
+        "model.generator.randomize_temperature": "sampling.temperature",
+        "model.generator.guidance_scale": "guidance.scale",
+        "model.generator.guidance_scale_pow": lambda value: [
+            f"guidance.power={value}", "guidance.schedule=power_cosine",
+        ],
+    }  # fmt: skip
+
+
 EXTRACT_FLAGS: dict[str, Alias] = {
     **COMMON_FLAGS,
     "dataset": only("dataset", "imagenet"),
@@ -34,6 +70,9 @@ EXTRACT_FLAGS: dict[str, Alias] = {
 TRAIN_FLAGS: dict[str, Alias] = {
     **COMMON_FLAGS,
     **MODEL_FLAGS,
+    **_rar("model", "run.out"),
+    "model.vq_ckpt": "data.vq_ckpt",
+    "dataset.params.pretokenization": "data.codes",
     "dataset": only("dataset", "imagenet", "imagenet_code"),
     "code-path": "data.codes",
     "val-code-path": "data.val_codes",
@@ -86,10 +125,11 @@ DRAW_FLAGS: dict[str, Alias] = {
 
 SAMPLE_FLAGS: dict[str, Alias] = {
     **DRAW_FLAGS,
+    **_rar_draw("sample_dir"),
     "num-fid-samples": "num_images",
     "num-token": "num_tokens",
     "qual-num": "num_images",
     "class-idx": lambda value: [f"classes=[{value}]"],
 }
 
-PAIRS_FLAGS: dict[str, Alias] = {**DRAW_FLAGS, "num-workers": "workers"}
+PAIRS_FLAGS: dict[str, Alias] = {**DRAW_FLAGS, **_rar_draw("out"), "num-workers": "workers"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,15 +46,16 @@ def load_tokenizer(
 
 
 def load_generator(
-    path: str | Path, weights: str, device: torch.device, tokenizer: Tokenizer, size: str | None = None
+    path: str | Path, weights: str, device: torch.device, tokenizer: Tokenizer, size: str | None = None,
+    stated: Mapping[str, Any] | None = None,
 ) -> GPT:
-    """`autoregressive.load`, for a generator whose codes `tokenizer` can decode.
+    """`autoregressive.load`, for a generator whose codes `tokenizer` can decode; `stated`: parts of its config.
 
     Raises: UserError if codebooks or lengths do not fit, or the size is not the one that was stated.
     """
-    config = None
+    config = stated
     if resolve_folder(path).is_file() and read_generator(path, weights)[0].get("positions") == "rope2d":
-        config = {"num_tokens": tokenizer.num_tokens}  # Their files fit any grid.
+        config = {"num_tokens": tokenizer.num_tokens, **(stated or {})}  # Their files fit any grid.
     model = autoregressive.load(path, weights, device, config)
     if model.codebook_size != tokenizer.codebook_size or model.num_tokens > tokenizer.num_tokens:
         raise UserError(

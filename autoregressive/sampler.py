@@ -45,7 +45,8 @@ class ImageSampler:
     @classmethod
     def load(cls, config: DrawConfig, device: torch.device) -> ImageSampler:
         tokenizer = load_tokenizer(config.vq_ckpt, config.vq_weights, device, config.image_size, config.tok_config)
-        generator = load_generator(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model)
+        stated = {key: value for key, value in config.generator.items() if value is not None} or None
+        generator = load_generator(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model, stated)
         return cls(generator, tokenizer, config.precision)
 
     @torch.inference_mode()

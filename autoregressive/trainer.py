@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from autoregressive.config import TrainConfig
 from autoregressive.pairing import load_tokenizer
@@ -16,10 +17,11 @@ from autoregressive.validation import position_losses
 from common import checkpoint, dist, loop, optim
 from common.codes import CodeStore
 from common.config import build
-from common.data import ImageFolder, batches, share, stream
+from common.data import batches, share, stream
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
+from common.jsonl import TokenLines
 from common.shards import open_images
 from tokenizer.model import Tokenizer
 
@@ -36,12 +38,15 @@ class Source:
             raise UserError("give either a code store (--code-path) or an image folder (--data-path with --vq-ckpt)")
         self.device = world.device
         self.tokenizer: Tokenizer | None = None
-        self.dataset: CodeStore | ImageFolder
+        self.dataset: Dataset[dict[str, Any]]
         if data.codes:
-            self.dataset = CodeStore(data.codes, config.model["num_tokens"], seed)
+            self.dataset = open_codes(data.codes, config.model, seed)
             self.num_tokens, self.codebook_size = self.dataset.num_tokens, self.dataset.codebook_size
             self.tokenizer_hash = self.dataset.meta["tokenizer"]
-            if data.vq_ckpt and checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt)) != self.tokenizer_hash:
+            stated = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt)) if data.vq_ckpt else None
+            if self.tokenizer_hash is None:  # a file of tokens does not say what made it
+                self.tokenizer_hash = stated
+            elif stated not in (None, self.tokenizer_hash):
                 raise UserError(f"{data.codes!r} are not codes of {data.vq_ckpt!r}; leave --vq-ckpt out")
         else:
             if not data.vq_ckpt:
@@ -71,6 +76,13 @@ class Source:
             if model[key] not in (None, value) and not (key == "num_classes" and model[key] > value):
                 raise UserError(f"model.{key} is {model[key]}, the data have {value}; leave it out or change the data")
         return {**model, **{key: model[key] or value for key, value in known.items()}}
+
+
+def open_codes(path: str, model: Mapping[str, Any], seed: int = 0) -> CodeStore | TokenLines:
+    """A code store, or the `.jsonl` that RobusTok and RAR release."""
+    if path.endswith(".jsonl"):
+        return TokenLines(path, model["codebook_size"], model["num_tokens"])
+    return CodeStore(path, model["num_tokens"], seed)
 
 
 class GeneratorTrainee:

@@ -296,10 +296,10 @@ def parse(
             key, equals, value = word.partition("=")
             if not equals:
                 raise UserError(f"got {word!r}; expected --flag VALUE or key=value (see --help)")
-            entries = [word] if key not in ("config",) else None
-            if entries is None:
-                raw = merge(raw, read_yaml(value))
+            if key == "config":
+                raw = merge(raw, respell(read_yaml(value), aliases))
                 continue
+            entries = _flag_entries(schema, key, value, aliases) if key in aliases else [word]
         else:
             flag, equals, value = word[2:].partition("=")
             if not equals:
@@ -310,15 +310,11 @@ def parse(
                     value = argv[at]
                     at += 1
             if flag == "config" or (flag == "model-config" and not _is_known(schema, flag, aliases)):
-                raw = merge(raw, read_yaml(value))
+                raw = merge(raw, respell(read_yaml(value), aliases))
                 continue
             entries = _flag_entries(schema, flag, value, aliases)
         for entry in entries:
-            try:
-                parsed = OmegaConf.to_container(OmegaConf.from_dotlist([entry]), resolve=True)
-            except (OmegaConfBaseException, yaml.YAMLError) as error:
-                raise UserError(f"cannot read {entry!r}: {str(error).splitlines()[0]}; expected key=value") from error
-            command_line = merge(command_line, parsed)
+            command_line = merge(command_line, _read_entry(entry))
     config = resolve(schema, merge(raw, command_line))
     if dry_run:
         print(dump(config), end="")
@@ -328,6 +324,39 @@ def parse(
 
 def _is_known(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:
     return flag in aliases or flag.replace("-", "_") in {field.name for field in dataclasses.fields(schema)}
+
+
+def _read_entry(entry: str) -> dict[str, Any]:
+    """`key.sub=value` as a mapping."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([entry]), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {entry!r}: {str(error).splitlines()[0]}; expected key=value") from error
+
+
+def respell(raw: Mapping[str, Any], aliases: Mapping[str, Alias]) -> dict[str, Any]:
+    """A YAML's mapping with our keys in the place of the papers': aliases with a dot are keys of their YAML files."""
+    theirs: list[str] = []
+
+    def ours(mapping: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for key, value in mapping.items():
+            dotted = f"{prefix}{key}"
+            if "." in dotted and dotted in aliases:
+                target = aliases[dotted]
+                theirs.extend(target(str(value)) if callable(target) else [f"{target}={value}"])
+            elif isinstance(value, Mapping):
+                deeper = ours(value, f"{dotted}.")
+                if deeper or not value:
+                    kept[key] = deeper
+            else:
+                kept[key] = value
+        return kept
+
+    rest = ours(raw, "")
+    for entry in theirs:
+        rest = merge(rest, _read_entry(entry))
+    return rest
 
 
 def _is_switch(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:

@@ -1,7 +1,7 @@
 """Pre-tokenised images as RobusTok and RAR release them: one JSON object a line, {"class_id": 3, "tokens": [17, ...]}.
 
-The file is mapped, not read: a pass at the start finds where its lines begin, and a line is parsed when it is asked for.
-Which tokenizer made the codes the file does not say. Source: spec robustok 5.6.
+The file is mapped, not read: a pass at the start finds where its lines begin, and a line is parsed when it is asked
+for. Which tokenizer made the codes the file does not say. Source: spec robustok 5.6.
 """
 
 from __future__ import annotations

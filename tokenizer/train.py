@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from common import config
 from common.flags import joined
@@ -11,8 +12,17 @@ from tokenizer.legacy import TRAIN_FLAGS
 
 
 def main() -> None:
+    train(TRAIN_FLAGS)
+
+
+def post_train() -> None:
+    """As RobusTok's post-training spells it: the data are the pairs, the pair set is the folder of real images."""
+    train({**TRAIN_FLAGS, "data-path": "data.pairs", "pair-set": "data.root"})
+
+
+def train(flags: Mapping[str, config.Alias]) -> None:
     argv = joined(sys.argv[1:], "results/tokenizers/vq")
-    settings = config.parse(TrainConfig, argv, aliases=TRAIN_FLAGS, about=__doc__)
+    settings = config.parse(TrainConfig, argv, aliases=flags, about=__doc__)
     from tokenizer.trainer import run
 
     run(settings)

@@ -25,6 +25,7 @@ JOBS = {
     "train_c2i_fsdp.sh": "autoregressive.train",
     "train_vq_fsdp.sh": "tokenizer.train",
     "check_code_c2i.sh": "autoregressive.check_codes",
+    "train_rar.sh": "autoregressive.train",
     "sample_c2i_visualization.sh": "autoregressive.sample",
     "sample_c2i_search_cfg.sh": "evaluations.generation",
     "val_loss_c2i.sh": "evaluations.val_loss",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from autoregressive.config import Sampling
+from autoregressive.config import SampleConfig, Sampling
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT
 from autoregressive.models.rar import RAR
+from autoregressive.sampler import choose_labels
 from common.config import build
 from common.errors import UserError
 
@@ -122,3 +124,40 @@ def test_no_caption_is_the_learned_one_behind_the_same_padding(captioned: GPT) -
     dropped = captioned(torch.zeros(2, 16, dtype=torch.int64), text, torch.tensor([True, False]))
     assert torch.equal(dropped[0], captioned(torch.zeros(2, 16, dtype=torch.int64), null)[0])
     assert generate(captioned, text, guidance=Guidance(2.0), sampling=Sampling(greedy=True)).shape == (2, 16)
+
+
+def test_rar_without_positions_loses_the_same_in_every_order(rar: RAR) -> None:
+    """A permutation of all codes (the orders' and the image's) is all that a model with empty tables could notice."""
+    for table in (rar.pos_embed, rar.target_aware_pos_embed):
+        torch.nn.init.zeros_(table)
+    codes, labels = torch.randint(40, (2, 16)), torch.tensor([0, 1])
+    orders = torch.stack([torch.randperm(16), torch.randperm(16)])
+    permuted = codes.gather(1, orders)
+    raster = torch.nn.functional.cross_entropy(rar(permuted, labels).flatten(0, 1), permuted.flatten())
+    random = torch.nn.functional.cross_entropy(rar(codes, labels, orders=orders).flatten(0, 1), codes.flatten())
+    torch.testing.assert_close(raster, random)
+    assert rar.steps(codes, labels).shape == (2, 17, 40)
+
+
+def test_every_code_forced_is_every_code_returned(rar: RAR) -> None:
+    forced = torch.randint(40, (2, 16))
+    drawn = generate(rar, torch.tensor([0, 1]), guidance=Guidance(4.0), forced=forced, keep=torch.ones(2, 16) > 0)
+    assert torch.equal(drawn, forced)
+
+
+def test_class_ids_stand_behind_codes_and_mask_in_rars_table(rar: RAR) -> None:
+    rows = rar.embeddings.weight
+    assert len(rows) == 40 + 1 + 5 + 1
+    assert torch.equal(rar._class(torch.tensor([0]))[0, 0], rows[41])
+    assert torch.equal(rar._class(rar.null(torch.tensor([0])))[0, 0], rows[-1])
+
+
+def test_the_power_schedule_starts_unguided_and_is_constant_for_power_0() -> None:
+    assert Guidance(6.0, "power_cosine", power=0.0).scales(8) == pytest.approx([6.0] * 8)
+    scales = Guidance(6.0, "power_cosine", power=1.15).scales(8)
+    assert scales[0] == 1.0 and scales == sorted(scales) and scales[-1] < 6.0
+
+
+def test_50000_samples_are_50_of_every_class() -> None:
+    labels = choose_labels(SampleConfig(sample_dir="x", gpt_ckpt="x", vq_ckpt="x"), 1000)
+    assert len(labels) == 50_000 and (np.bincount(labels, minlength=1000) == 50).all()

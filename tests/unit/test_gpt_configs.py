@@ -13,14 +13,15 @@ from common import config, optim
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [
-    *sorted((ROOT / "configs/gpt").glob("*.yaml")), *sorted((ROOT / "configs/generator").glob("*.yaml")),
+    *sorted((ROOT / "configs/gpt").glob("*.yaml")), *sorted((ROOT / "configs/generator").glob("RAR-*.yaml")),
     ROOT / "configs/quickstart/gpt.yaml",
 ]  # fmt: skip
 PARAMETERS = {
     "GPT-B": 111_085_824, "GPT-L": 343_174_144, "GPT-XL": 775_028_480, "GPT-XXL": 1_411_367_424,
     "llamagen_GPT-B": 110_888_448, "llamagen_GPT-L": 342_910_976, "llamagen_GPT-B_384": 110_888_448,
     "llamagen_GPT-L_384": 342_910_976, "llamagen_GPT-XL_384": 774_699_520, "llamagen_GPT-XXL_384": 1_410_972_672,
-    "llamagen_GPT-3B_384": 3_096_659_200, "RAR-B": 265_645_312, "RAR-L": 467_962_880,
+    "llamagen_GPT-3B_384": 3_096_659_200, "RAR-B": 265_645_312, "RAR-L": 467_962_880, "RAR-XL": 963_292_416,
+    "RAR-XXL": 1_507_174_528,
 }  # fmt: skip
 SCHEDULES = {"GPT": "wsd", "gpt": "wsd", "llamagen": "constant", "RAR": "cosine"}
 
