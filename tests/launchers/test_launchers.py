@@ -20,6 +20,7 @@ JOBS = {
     "val.sh": "evaluations.reference",
     "eval_pfid.sh": "evaluations.pfid",
     "extract_code_c2i.sh": "autoregressive.extract_codes",
+    "evidence_robustok.sh": "evaluations.evidence_robustok",
     "make_pairs.sh": "autoregressive.make_pairs",
     "train_c2i.sh": "autoregressive.train",
     "train_c2i_fsdp.sh": "autoregressive.train",
