@@ -55,9 +55,9 @@ class TokenLines(Dataset):
         self.meta: dict[str, Any] = {"tokenizer": None}
         self._codes(0)
 
-    def name(self, item: int | tuple[int, int]) -> str:
+    def name(self, index: int) -> str:
         """What an item is called in messages."""
-        return f"{self.path}, line {1 + (item[0] if isinstance(item, tuple) else item)}"
+        return f"{self.path}, image {index}"
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -38,9 +38,9 @@ def jobs() -> dict[str, str]:
     found = {}
     for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         source = path.read_text()
-        if re.search(r"^    config\.main\(main\)", source, re.MULTILINE):
-            schema = re.search(r"config\.parse\((\w+),", source)[1]
-            found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = schema
+        schema = re.search(r"config\.parse\((\w+),", source)
+        if schema and re.search(r"^    config\.main\(main\)", source, re.MULTILINE):
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = schema[1]
     return found
 
 
