@@ -126,7 +126,7 @@ class InceptionGraph:
         if node.op in ("Identity", "CheckNumerics"):
             return _Step(node.name, inputs[:1], lambda x: x)
         if node.op == "Relu":
-            return _Step(node.name, inputs, F.relu)
+            return _Step(node.name, inputs, torch.relu_)  # in place: only this step reads the convolution's output
         if node.op in ("Sub", "Mul"):
             number = self._tensor(inputs[1]).item()
             return _Step(node.name, inputs[:1], (lambda x: x - number) if node.op == "Sub" else (lambda x: x * number))
@@ -144,6 +144,7 @@ class InceptionGraph:
         convolution = self._nodes[inputs[0]]
         if convolution.op != "Conv2D" or norm["scale_after_normalization"]:
             raise UserError(f"{str(self.path)!r} has an unexpected batch norm at {name!r}; expected the graph {FILE}")
+        inputs_of = [convolution.inputs[0].removesuffix(":0")]
         mean, variance, beta = (self._tensor(source).double() for source in inputs[1:4])
         scale = 1 / (variance + norm["variance_epsilon"]).sqrt()
         kernel = self._tensor(convolution.inputs[1]).double()
@@ -151,13 +152,17 @@ class InceptionGraph:
         bias = (beta - mean * scale).float()
         stride = convolution.attributes["strides"][1]
         same = convolution.attributes["padding"] == b"SAME"
+        if same and stride == 1 and all(side % 2 for side in weight.shape[-2:]):
+            # Equal on all sides: no padded copy of the input is needed.
+            padding = [side // 2 for side in weight.shape[-2:]]
+            return _Step(name, inputs_of, lambda x: F.conv2d(x, weight, bias, padding=padding))
 
         def run(x: Tensor) -> Tensor:
             if same:
                 x = _pad_same(x, weight.shape[-2:], stride, 0.0)
             return F.conv2d(x, weight, bias, stride)
 
-        return _Step(name, [convolution.inputs[0].removesuffix(":0")], run)
+        return _Step(name, inputs_of, run)
 
     def _tensor(self, name: str) -> Tensor:
         value = self._nodes[name.removesuffix(":0")].attributes["value"]
@@ -193,6 +198,8 @@ def _pool(op: str, attributes: dict[str, object]) -> Callable[[Tensor], Tensor]:
         return lambda x: F.max_pool2d(_pad_same(x, (kernel, kernel), stride, -math.inf) if same else x, kernel, stride)
     if not same:
         return lambda x: F.avg_pool2d(x, kernel, stride)
+    if stride == 1 and kernel % 2:
+        return lambda x: F.avg_pool2d(x, kernel, stride, kernel // 2, count_include_pad=False)
     # Padded places do not count: divide by the number of real ones.
     return lambda x: F.avg_pool2d(_pad_same(x, (kernel, kernel), stride, 0.0), kernel, stride) / F.avg_pool2d(
         _pad_same(torch.ones_like(x[:1, :1]), (kernel, kernel), stride, 0.0), kernel, stride

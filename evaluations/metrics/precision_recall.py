@@ -76,8 +76,7 @@ def _distances_float16(a: Tensor, b: Tensor) -> Tensor:
     """As the evaluator's device code: float16 throughout, float32 for the whole block if anything overflows."""
     a16, b16 = a.half(), b.half()
     product = (a16.float() @ b16.float().T).half()
-    norm_a, norm_b = _sum_float16(a16 * a16), _sum_float16(b16 * b16)
-    apart = (norm_a[:, None] - 2 * product + norm_b[None, :]).clamp_min(0)
+    apart = _from_product(product, _sum_float16(a16 * a16), _sum_float16(b16 * b16))
     return apart.float() if torch.isfinite(apart).all() else _squared(a.float(), b.float())
 
 
@@ -108,4 +107,9 @@ def _sum_float16(x: Tensor) -> Tensor:
 
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:
-    return ((a * a).sum(dim=1)[:, None] - 2 * (a @ b.T) + (b * b).sum(dim=1)[None, :]).clamp_min(0)
+    return _from_product(a @ b.T, (a * a).sum(dim=1), (b * b).sum(dim=1))
+
+
+def _from_product(product: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
+    """(|a|^2 - 2ab) + |b|^2, at least 0, in that order and in place of the product."""
+    return product.mul_(-2).add_(norm_a[:, None]).add_(norm_b[None, :]).clamp_min_(0)

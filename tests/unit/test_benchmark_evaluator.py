@@ -1,0 +1,35 @@
+"""The evaluator's benchmark runs end to end at toy size, and memory does not grow with the pixels."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+
+from benchmarks import evaluator
+from common.images import NpzWriter
+from evaluations import npz
+
+
+def test_the_benchmark_measures_every_stage_of_the_torch_engine(monkeypatch):
+    monkeypatch.setattr(evaluator, "PYTHONS", {"torch": evaluator.PYTHONS["torch"]})
+    found = evaluator.run(images=24, size=32, threads=1, width=1 / 16)
+    assert found["torch"]["images"] == 24 and found["torch"]["images_per_s"] > 0
+    stages = {"features_and_spatial_moments", "fid", "precision_recall", "precision_recall_float64"}
+    assert stages <= set(found["torch"]["seconds"]) and set(evaluator.ORIGINAL["seconds"]) <= stages
+    assert all(0 < peak < 2700 for peak in found["torch"]["peak_mb"].values())
+
+
+def test_writing_and_reading_an_npz_holds_a_few_images_at_a_time(tmp_path):
+    """64 MB of images pass through less than 8 MB of memory, in both directions."""
+    block = np.zeros((16, 128, 128, 3), np.uint8)
+    count = 64 * 2**20 // block[0].size // 16 * 16
+    tracemalloc.start()
+    writer = NpzWriter(tmp_path / "x.npz", count, (128, 128))
+    for _ in range(count // 16):
+        writer.write(block)
+    writer.close()
+    assert sum(len(part) for part in npz.stream(tmp_path / "x.npz", 16)) == count
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
