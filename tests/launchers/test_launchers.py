@@ -37,6 +37,7 @@ JOBS = {
     "evidence.sh": "evaluations.evidence",
     "convert_checkpoint.sh": "autoregressive.convert",
     "download_checkpoints.sh": "autoregressive.download",
+    "model_card.sh": "evaluations.model_card",
     "quickstart.sh": "evaluations.quickstart",
     "test.sh": "pytest",
 }
