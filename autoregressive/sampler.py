@@ -22,13 +22,14 @@ from autoregressive.layers import KVCache
 from autoregressive.models.gpt import GPT
 from autoregressive.pairing import class_names, load_generator, load_tokenizer
 from common import checkpoint, dist
+from common.batching import in_fixed_batches
 from common.data import share
 from common.dist import World
 from common.errors import UserError
 from common.images import NpzWriter, read_image, to_pixels, write_png
 from tokenizer.model import Tokenizer
 
-__all__ = ["ImageSampler", "choose_labels", "run", "sample"]
+__all__ = ["ImageSampler", "choose_labels", "remove", "run", "sample"]
 
 
 class ImageSampler:
@@ -66,7 +67,7 @@ class ImageSampler:
     @torch.inference_mode()
     def pixels(self, codes: Tensor) -> np.ndarray:
         """Codes (B, n) -> uint8 (B, H, W, 3)."""
-        return to_pixels(self.tokenizer.decode(codes))
+        return to_pixels(in_fixed_batches(self.tokenizer.decode, codes))
 
 
 def choose_labels(config: SampleConfig, num_classes: int) -> np.ndarray:
@@ -115,10 +116,11 @@ def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
                 write_png(paths[index], pixels)
             bar.update(len(ids))
     dist.barrier()
-    packed = folder.with_name(folder.name + ".npz")
+    packed = _packed(folder)
     if world.is_main:
         side = sampler.tokenizer.image_size
-        writer = NpzWriter(packed, len(paths), (side, side))
+        about = {"kind": "generation", "num_images": len(paths), **_settings(config)}
+        writer = NpzWriter(packed, len(paths), (side, side), about)
         for path in paths:
             writer.write(np.asarray(read_image(path))[None])
         writer.close()
@@ -134,6 +136,21 @@ def run(config: SampleConfig) -> Path:
         print(f"{config.num_images} images: {config.sample_dir}, packed: {packed}")
     dist.close()
     return packed
+
+
+def remove(folder: Path) -> None:
+    """Delete what `sample` made in and beside `folder`, and nothing else that somebody may have put there."""
+    _packed(folder).unlink(missing_ok=True)
+    for name in ("labels.npy", "settings.json"):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("[0-9]" * 6 + "*.png"):
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _packed(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".npz")
 
 
 def _paths(folder: Path, labels: np.ndarray, config: SampleConfig, num_classes: int) -> list[Path]:

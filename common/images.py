@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +24,11 @@ def to_pixels(images: Tensor) -> np.ndarray:
     """Float images (B,3,H,W) in [-1,1] -> uint8 (B,H,W,3): clamp(127.5 x + 128, 0, 255) truncated.
 
     Lossless for images that came from 8-bit pixels. Source: the rule of the ADM, LlamaGen and GigaTok samplers.
+
+    Raises: UserError for NaN or infinity, which would become some innocent colour.
     """
+    if not torch.isfinite(images).all():
+        raise UserError("a model made images that hold NaN or infinity; use another checkpoint or --precision none")
     scaled = (images.detach().float() * 127.5 + 128.0).clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -83,10 +90,14 @@ class NpzWriter:
     """Streams uint8 pixels (count,H,W,3) into `arr_0` of an uncompressed `.npz` with bounded memory.
 
     The file appears under its name only when `close` has seen exactly `count` images.
+
+    Args:
+        about: what the images are (`kind`: reference, reconstruction or generation) and how they were made, kept
+            beside them as JSON, so that evaluators can refuse a set that does not belong to their reference.
     """
 
-    def __init__(self, path: str | Path, count: int, size: tuple[int, int]):
-        self.path, self.count, self.shape = Path(path), count, (*size, 3)
+    def __init__(self, path: str | Path, count: int, size: tuple[int, int], about: Mapping[str, Any] | None = None):
+        self.path, self.count, self.shape, self.about = Path(path), count, (*size, 3), dict(about or {})
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._zip = zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED, allowZip64=True)
@@ -104,6 +115,8 @@ class NpzWriter:
 
     def close(self) -> None:
         self._member.close()
+        with self._zip.open("about.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(json.dumps(self.about, sort_keys=True)), allow_pickle=False)
         self._zip.close()
         if self.written != self.count:
             self.partial.unlink()

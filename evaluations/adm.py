@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from evaluations import record
 
 __all__ = ["NAMES", "evaluate", "five_lines", "parse"]
 
@@ -59,13 +60,15 @@ def evaluate(
         raise UserError(f"the evaluator ended well but wrote no {str(text)!r}; is {str(SCRIPT)!r} ours?")
     as_json = samples.with_suffix(".json")
     if as_json.is_file():
-        return json.loads(as_json.read_text())
+        figures = json.loads(as_json.read_text())
+        record.write_json(as_json, {**figures, **record.environment()})
+        return figures
     return parse(text.read_text())
 
 
-def five_lines(figures: Mapping[str, float]) -> str:
-    """The text that every paper's script parses."""
-    return "".join(f"{label}: {figures[key]}\n" for label, key in NAMES.items())
+def five_lines(figures: Mapping[str, float | None]) -> str:
+    """The text that every paper's script parses; a figure that so few images do not have is `nan`."""
+    return "".join(f"{label}: {'nan' if figures[key] is None else figures[key]}\n" for label, key in NAMES.items())
 
 
 def parse(text: str) -> dict[str, float]:

@@ -4,8 +4,9 @@
         --reference-path data/photos/train --frechet fd_efficientnet_lite2
 
 Each point (schedule, scale, window) is sampled into `<sample-dir>/<point>/` and `<point>.npz`, measured into
-`<point>.results.json` and added to `<sample-dir>/search.csv`; `<sample-dir>/results.json` is the best point, or the
-only one. Run again, a point that was measured before is read, not repeated. With --samples FILE.npz nothing is sampled.
+`<point>.results.json` and added to `<sample-dir>/search.csv` and the plot `search.png`; `<sample-dir>/results.json` is
+the best point, or the only one. Run again, a point that was measured before is read, not repeated. --search climbs with
+fewer images (--search-num-images) and measures only the winner with all. With --samples FILE.npz nothing is sampled.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class GenerationConfig(SampleConfig):
     eval_python_path: str = opt("python", "for gt_npz_path: the Python that has TensorFlow")
     inception_path: str | None = opt(None, "for gt_npz_path: the Inception graph; null = the cache folder")
     search: bool = opt(False, "climb to the best scale in steps of 0.25 (schedules constant, step, rectangular)")
-    search_num_images: int | None = opt(None, "search with so many images, measure the winner with all; null = all")
-    clear_cache: bool = opt(False, "delete each point's images and .npz once they are measured")
+    search_num_images: int | None = opt(None, "images per point of the search; null = a fifth, at least 1,000")
+    clear_cache: bool = opt(False, "delete each point's images and .npz once nothing needs them any more")
 
 
 def main() -> None:

@@ -6,22 +6,24 @@ import csv
 import dataclasses
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autoregressive.guidance import Guidance
-from autoregressive.sampler import ImageSampler, sample
+from autoregressive.sampler import ImageSampler, remove, sample
 from common import dist
 from common.data import ImageFolder
 from common.dist import World
 from common.errors import UserError
 from evaluations import engine, npz, record
+from evaluations.c2i.evaluator import read_about
 from evaluations.distribution import Reference
 from evaluations.generation import GenerationConfig
-from evaluations.search import SEARCHABLE, climb, start_scale, windows
+from evaluations.metrics import FEATURES
+from evaluations.search import SEARCHABLE, climb, coarse_count, start_scale, windows
+from evaluations.search_plot import plot
 
 __all__ = ["run"]
 
@@ -31,7 +33,7 @@ NOT_IN_QUESTION = (
 )
 """Options that do not change a point's figures, or must agree with the checkpoints anyway."""
 
-VERSION = 1
+VERSION = 2
 """Goes up when the same options would give other figures, so that earlier results are not reused."""
 
 
@@ -41,7 +43,7 @@ def run(config: GenerationConfig) -> dict[str, Any]:
     try:
         _check(config)
         job = Evaluation(config, world)
-        results = job.search() if config.search else job.point(config.guidance, config.num_images)
+        results = job.search() if config.search else job.single()
         if world.is_main:
             record.write_json(Path(config.sample_dir) / "results.json", results)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items() if value is not None)
@@ -53,6 +55,8 @@ def run(config: GenerationConfig) -> dict[str, Any]:
 
 
 def _check(config: GenerationConfig) -> None:
+    if config.frechet and config.frechet not in FEATURES:
+        raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
     if bool(config.frechet) != bool(config.reference_path):
         raise UserError("--frechet and --reference-path belong together; pass both or neither")
     if not config.frechet and not config.gt_npz_path:
@@ -96,10 +100,14 @@ class Evaluation:
             found |= {"generator": record.checkpoint(c.gpt_ckpt), "tokenizer": record.checkpoint(c.vq_ckpt)}
         for folder in filter(None, (c.reference_path, c.held_out_path)):
             found[folder] = record.files_key(ImageFolder(folder, 1).paths)
+        if c.frechet:
+            extractor = FEATURES[c.frechet](device=self.world.device)
+            found["networks"] = {extractor.name: record.weights_key(extractor.network)}
         if c.gt_npz_path:
-            npz.header(c.gt_npz_path, any_type=True)
-            found["reference"] = record.files_key([c.gt_npz_path])
-            found["engine"] = engine.choose(c.engine, c.eval_python_path)
+            kind = read_about(c.samples).get("kind") if c.samples else "generation"
+            found |= engine.question(
+                c.gt_npz_path, c.samples or c.sample_dir, kind, c.engine, c.eval_python_path, c.inception_path
+            )
             self._scores = engine.Scores(
                 c.gt_npz_path, found["engine"], c.eval_python_path, c.inception_path, self.world.device
             )
@@ -115,21 +123,27 @@ class Evaluation:
     def point(self, guidance: Guidance, count: int) -> dict[str, Any]:
         """Figures of one guidance setting, measured or, for exactly the same question, read."""
         question = self.question(guidance, count)
-        folder = self.out / self._name(guidance)
+        folder = self.folder(guidance)
         path = folder.with_name(f"{folder.name}-{count}.results.json")
         found = dist.gather_objects(record.read_current(path, question))[0]
         if found is None:
             samples, labels = self._samples(guidance, count, folder)
             mine = self._measure(path, question, samples, labels) if self.world.is_main else None
             found = dist.gather_objects(mine)[0]
-            if self.config.clear_cache and not self.config.samples and self.world.is_main:
-                shutil.rmtree(folder)
-                samples.unlink()
         elif self.world.is_main:
             print(f"{path}: measured before")
         if self.world.is_main:
             self._log(guidance, count, found)
         return found
+
+    def folder(self, guidance: Guidance) -> Path:
+        """Where a point's images are; its `.npz` and figures lie beside it."""
+        return self.out / self._name(guidance)
+
+    def clear(self, guidance: Guidance) -> None:
+        """With --clear-cache, delete a point's images."""
+        if self.config.clear_cache and not self.config.samples and self.world.is_main:
+            remove(self.folder(guidance))
 
     def _samples(self, guidance: Guidance, count: int, folder: Path) -> tuple[Path, np.ndarray | None]:
         if self.config.samples:
@@ -144,8 +158,9 @@ class Evaluation:
         self, path: Path, question: dict[str, Any], samples: Path, labels: np.ndarray | None
     ) -> dict[str, Any]:
         metrics: dict[str, float] = {}
-        about: dict[str, Any] = {}
+        features: dict[str, record.Features] = {}
         found = npz.header(samples)
+        flags = record.few_images(found.count)
         if self.config.frechet:
             if self._reference is None:
                 self._reference = Reference(
@@ -153,14 +168,45 @@ class Evaluation:
                     self.config.held_out_path, self.world.device,
                 )
             metrics |= self._reference.score(samples, labels)
+            folder = self.config.reference_path
+            features |= {
+                name: record.Features("torch", key, {"path": folder, "files": question[folder]})
+                for name, key in question["networks"].items()
+            }
         if self._scores is not None:
-            figures, about = self._scores(samples)
+            figures, features["inception"], more = self._scores(samples)
             metrics |= figures
-        flags = record.few_images(found.count)
+            flags += more
         if labels is None:
             flags.append("no labels were given: class accuracy is not measured")
-        results = {"samples": str(samples), "metrics": metrics, "evaluator": about}
-        return record.write(path, question, results, flags)
+        results = {"samples": str(samples), "metrics": metrics}
+        protocol = self._protocol(question, list(metrics), features, found.count)
+        return record.write(path, question, results, flags, protocol)
+
+    def _protocol(
+        self, question: dict[str, Any], metrics: list[str], features: dict[str, record.Features], count: int
+    ) -> record.Protocol:
+        """How the samples came about: what this job did, or what their file says of it."""
+        c = self.config
+        if self._sampler is None:
+            about = read_about(c.samples)
+            known = [name for name in ("generator", "tokenizer") if name in about]
+            checkpoints = {name: {"weights_sha256": about[name]} for name in known}
+            tokens = [about["num_tokens"]] if about.get("num_tokens") else []
+            return record.Protocol(
+                metrics, features, count, about.get("labels"), about.get("guidance"), about.get("seed"),
+                about.get("precision", "unknown"), tokens, checkpoints,
+            )
+        models = {"generator": self._sampler.generator, "tokenizer": self._sampler.tokenizer}
+        checkpoints = {
+            name: {**question[name], "parameters": sum(p.numel() for p in model.parameters())}
+            for name, model in models.items()
+        }
+        labels = c.labels if c.classes is None else f"{c.labels} over classes {c.classes}"
+        tokens = [c.num_tokens or self._sampler.generator.num_tokens]
+        return record.Protocol(
+            metrics, features, count, labels, question["guidance"], c.seed, c.precision, tokens, checkpoints
+        )
 
     def _name(self, guidance: Guidance) -> str:
         """A folder name that differs whenever the images do (their number apart)."""
@@ -172,7 +218,7 @@ class Evaluation:
         return f"{guidance.schedule}-cfg-{guidance.scale:g}{note.replace(';', '-')}-seed-{self.config.seed}-{digest}"
 
     def _log(self, guidance: Guidance, count: int, found: dict[str, Any]) -> None:
-        """Append to search.csv, once per point."""
+        """Add the point to search.csv, once, and draw the picture."""
         path = self.out / "search.csv"
         row = {
             "annotation": annotation(guidance), "cfg_scale": guidance.scale, "cfg_schedule": guidance.schedule,
@@ -182,21 +228,30 @@ class Evaluation:
         if path.is_file():
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
-        if any(old["point"] == row["point"] and int(old["num_images"]) == count for old in rows):
-            return
-        rows.append(row)
+        if not any(old["point"] == row["point"] and int(old["num_images"]) == count for old in rows):
+            rows.append(row)
         partial = path.with_suffix(".partial")
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for r in rows for key in r)))
             writer.writeheader()
             writer.writerows(rows)
         partial.replace(path)
+        plot(rows, self.objective, path.with_suffix(".png"))
+
+    def single(self) -> dict[str, Any]:
+        """The one point that was asked for."""
+        results = self.point(self.config.guidance, self.config.num_images)
+        self.clear(self.config.guidance)
+        return results
 
     # ------------------------------------------------------------------------------------------ search
 
     def search(self) -> dict[str, Any]:
-        """Climb with the search's number of images, then measure the winner with all of them."""
-        base, count = self.config.guidance, self.config.search_num_images or self.config.num_images
+        """Climb with the search's number of images, then measure the winner with all of them.
+
+        The winner keeps its images, which are the first ones of its final measurement.
+        """
+        base, count = self.config.guidance, self.config.search_num_images or coarse_count(self.config.num_images)
         start = base.scale if base.scale > 1 else start_scale(base.schedule, str(self.config.gpt_model))
         choices = [base]
         if base.schedule == "rectangular":
@@ -205,20 +260,28 @@ class Evaluation:
         for choice in choices:
 
             def evaluate(scale: float, choice: Guidance = choice) -> float:
-                value = self.point(dataclasses.replace(choice, scale=scale), count)["metrics"][self.objective]
+                nonlocal best
+                guidance = dataclasses.replace(choice, scale=scale)
+                value = self.point(guidance, count)["metrics"][self.objective]
                 if value is None:
                     raise UserError(f"{self.objective} at scale {scale} is not finite; look at that point's samples")
                 if self.world.is_main:
                     self._say("", choice, scale, value)
+                if best is None or (value, scale) < (best[0], best[1].scale):
+                    (loser, best) = (best and best[1]), (value, guidance)
+                else:
+                    loser = guidance
+                if loser:
+                    self.clear(loser)
                 return value
 
-            scale, value = climb(evaluate, start, {}, up_first=choice.schedule != "rectangular")
-            start = scale  # the next window begins where this one ended
-            if best is None or value < best[0]:
-                best = value, dataclasses.replace(choice, scale=scale)
+            # The next window begins where this one ended.
+            start, _ = climb(evaluate, start, {}, up_first=choice.schedule != "rectangular")
         if self.world.is_main:
             self._say("best: ", best[1], best[1].scale, best[0])
-        return self.point(best[1], self.config.num_images)
+        results = self.point(best[1], self.config.num_images)
+        self.clear(best[1])
+        return results
 
     def _say(self, prefix: str, choice: Guidance, scale: float, value: float) -> None:
         where = f"{choice.schedule} {annotation(choice)} scale {scale:g}"

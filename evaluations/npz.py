@@ -13,9 +13,7 @@ import numpy as np
 
 from common.errors import UserError
 
-__all__ = ["Header", "header", "statistics", "stream"]
-
-STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+__all__ = ["Header", "header", "stream"]
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,6 @@ def stream(path: str | Path, batch_size: int, any_type: bool = False) -> Iterato
                 raise UserError(f"{str(path)!r} ends before its last image; write it again")
             yield _checked(np.frombuffer(block, dtype).reshape(count, *found.size, 3).copy(), path)
             left -= count
-
-
-def statistics(path: str | Path) -> tuple[np.ndarray, ...] | None:
-    """`mu`, `sigma`, `mu_s`, `sigma_s` of a reference file that carries all four; None otherwise."""
-    with np.load(path, allow_pickle=False) as archive:
-        return tuple(archive[key] for key in STATISTICS) if set(STATISTICS) <= set(archive.files) else None
 
 
 def _checked(block: np.ndarray, path: str | Path) -> np.ndarray:

@@ -5,7 +5,9 @@ Every process appends its contiguous share to a part file; the main one joins th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +34,9 @@ class PartWriter:
         self._file.close()
 
 
-def join(path: str | Path, count: int, size: tuple[int, int], ranks: int) -> None:
-    """Join the parts of all ranks into `<path>` (`arr_0` uint8 (count,H,W,3)) and delete them."""
-    writer = NpzWriter(path, count, size)
+def join(path: str | Path, count: int, size: tuple[int, int], ranks: int, about: Mapping[str, Any]) -> None:
+    """Join the parts of all ranks into `<path>` (`arr_0` uint8 (count,H,W,3), and `about`) and delete them."""
+    writer = NpzWriter(path, count, size, about)
     step = size[0] * size[1] * 3
     for rank in range(ranks):
         with _part(path, rank).open("rb") as file:

@@ -105,12 +105,16 @@ def make_cells(config: PfidConfig, tokenizer: Tokenizer) -> list[Cell]:
 
 def _question(config: PfidConfig, paths: list[str], cells: list[Cell]) -> dict[str, Any]:
     asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_QUESTION}
-    return {
-        "job": "pfid", "version": VERSION, **asked, "images": len(paths), "files": record.files_key(paths),
+    asked |= {
+        "job": "pfid", "version": VERSION, "images": len(paths), "files": record.files_key(paths),
         "cells": [cell._asdict() for cell in cells], "tokenizer": record.checkpoint(config.vq_ckpt),
-        "reference": record.files_key([config.gt_npz_path]) if config.gt_npz_path else None,
-        "engine": engine.choose(config.engine, config.eval_python_path) if config.gt_npz_path else None,
     }
+    if config.gt_npz_path:
+        asked |= engine.question(
+            config.gt_npz_path, config.sample_dir, "reconstruction", config.engine, config.eval_python_path,
+            config.inception_path,
+        )
+    return asked
 
 
 def perturb_codes(codes: Tensor, near: Tensor, alpha: float, delta: int, draws: Tensor) -> Tensor:
@@ -183,7 +187,7 @@ class Measurement:
             self.originals.merge(theirs_originals)
             for mine, theirs in zip(self.moments, moments, strict=True):
                 mine.merge(theirs)
-        config, scores, about = self.config, None, {}
+        config, scores, features = self.config, None, {}
         if self.writers:
             chosen = engine.choose(config.engine, config.eval_python_path)
             reference = (config.gt_npz_path, chosen, config.eval_python_path, config.inception_path)
@@ -196,8 +200,9 @@ class Measurement:
                 found[config.frechet] = frechet_distance(originals, moments.gaussian())
             if scores:
                 size = self.tokenizer.image_size
-                join(self.npz(cell), count, (size, size), self.world.size)
-                figures, about = scores(self.npz(cell))
+                about = {"kind": "reconstruction", **cell._asdict()}
+                join(self.npz(cell), count, (size, size), self.world.size, about)
+                figures, features["inception"], _ = scores(self.npz(cell))
                 found["fid"] = figures["fid"]
                 self.npz(cell).unlink()
             if str(cell.num_tokens) not in tokens:  # the first cell of a length is the unperturbed one
@@ -211,4 +216,5 @@ class Measurement:
         for entry in tokens.values():
             names = [name for name in entry["cells"][0] if name.startswith("p")]
             entry["mean"] = {name: float(np.mean([cell[name] for cell in entry["cells"]])) for name in names}
-        return {"codebook_size": self.tokenizer.codebook_size, "tokens": tokens, "evaluator": about}
+        made = {name: dataclasses.asdict(about) for name, about in features.items()}
+        return {"codebook_size": self.tokenizer.codebook_size, "tokens": tokens, "features": made}

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from autoregressive.pairing import load_tokenizer
 from common import dist
+from common.batching import in_fixed_batches
 from common.config import build
 from common.data import ImageFolder, batches, share
 from common.dist import World
@@ -22,6 +23,7 @@ from common.loop import autocast
 from evaluations import engine, record
 from evaluations.grids import grid
 from evaluations.metrics import FEATURES
+from evaluations.metrics.features import EfficientNetLite2
 from evaluations.metrics.frechet import Moments, frechet_distance
 from evaluations.metrics.psnr import psnr
 from evaluations.metrics.ssim import ssim
@@ -35,7 +37,7 @@ __all__ = ["run"]
 NOT_IN_QUESTION = ("sample_dir", "clear_cache", "device", "per_proc_batch_size", "num_workers", "eval_python_path")
 """Options that do not change the figures."""
 
-VERSION = 1
+VERSION = 2
 """Goes up when the same options would give other figures, so that earlier results are not reused."""
 
 
@@ -57,13 +59,14 @@ def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:
     count = min(len(dataset), config.num_images or len(dataset))
     if config.frechet and count < 2:
         raise UserError(f"--frechet compares distributions; got {count} image, expected at least 2 (--num-images)")
-    question = _question(config, dataset.paths[:count], lengths)
+    networks = Networks.build(config, world)
+    question = _question(config, dataset.paths[:count], lengths, networks)
     earlier = dist.gather_objects(record.read_current(out / "results.json", question))[0]
     if earlier is not None:
         if world.is_main:
             print(f"{out / 'results.json'}: this was measured before; delete the file to measure again")
         return earlier
-    job = Measurement(config, world, tokenizer, lengths, count)
+    job = Measurement(config, world, tokenizer, lengths, count, networks)
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(out / "previews", ignore_errors=True)
@@ -74,24 +77,26 @@ def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:
         job.add(batch["index"].tolist(), batch["pixels"])
         bar.update(len(batch["index"]))
     bar.close()
-    results = job.finish()
-    if world.is_main:
-        flags = record.few_images(count) if config.frechet or config.gt_npz_path else []
-        results = record.write(out / "results.json", question, results, flags)
-        _print(results, out)
+    results = job.finish(question)
     dist.barrier()
     return results
 
 
-def _question(config: ReconstructionConfig, paths: list[str], lengths: list[int]) -> dict[str, Any]:
+def _question(
+    config: ReconstructionConfig, paths: list[str], lengths: list[int], networks: Networks
+) -> dict[str, Any]:
     asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_QUESTION}
-    return {
-        "job": "reconstruction", "version": VERSION, **asked, "num_tokens": lengths, "images": len(paths),
-        "files": record.files_key(paths), "tokenizer": record.checkpoint(config.vq_ckpt),
-        "reference": record.files_key([config.gt_npz_path]) if config.gt_npz_path else None,
-        "engine": engine.choose(config.engine, config.eval_python_path) if config.gt_npz_path else None,
+    asked |= {
+        "job": "reconstruction", "version": VERSION, "num_tokens": lengths, "images": len(paths),
+        "files": record.files_key(paths), "tokenizer": record.checkpoint(config.vq_ckpt), "networks": networks.keys(),
         "ssim_data_range": "1.0 for images in [0,1]; ssim_data_range_2 repeats the papers' scripts",
     }
+    if config.gt_npz_path:
+        asked |= engine.question(
+            config.gt_npz_path, config.sample_dir, "reconstruction", config.engine, config.eval_python_path,
+            config.inception_path,
+        )
+    return asked
 
 
 def _check(config: ReconstructionConfig, tokenizer: Tokenizer) -> None:
@@ -106,19 +111,37 @@ def _check(config: ReconstructionConfig, tokenizer: Tokenizer) -> None:
         raise UserError(f"--gt-npz-path {config.gt_npz_path!r} does not exist; scripts/val.sh makes a reference .npz")
 
 
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The frozen networks that metrics look through; None where none was asked for."""
+
+    extractor: EfficientNetLite2 | None
+    perceptual: torch.nn.Module | None
+
+    @classmethod
+    def build(cls, config: ReconstructionConfig, world: World) -> Networks:
+        measured = config.frechet and not config.qualitative
+        extractor = FEATURES[config.frechet](device=world.device) if measured else None
+        perceptual = build("evaluations.metrics:PERCEPTUAL", config.perceptual) if config.perceptual else None
+        return cls(extractor, perceptual and perceptual.to(world.device))
+
+    def keys(self) -> dict[str, str]:
+        """Name -> hash of the weights."""
+        found = {self.perceptual.name: record.weights_key(self.perceptual)} if self.perceptual is not None else {}
+        return found | ({self.extractor.name: record.weights_key(self.extractor.network)} if self.extractor else {})
+
+
 class Measurement:
     """Everything that is added up over the images of this process."""
 
     def __init__(
-        self, config: ReconstructionConfig, world: World, tokenizer: Tokenizer, lengths: list[int], count: int
+        self, config: ReconstructionConfig, world: World, tokenizer: Tokenizer, lengths: list[int], count: int,
+        networks: Networks,
     ) -> None:
         self.config, self.world, self.tokenizer, self.lengths, self.count = config, world, tokenizer, lengths, count
         self.out = Path(config.sample_dir)
         measured = not config.qualitative
-        self.extractor = FEATURES[config.frechet](device=world.device) if config.frechet and measured else None
-        self.perceptual = None
-        if config.perceptual:
-            self.perceptual = build("evaluations.metrics:PERCEPTUAL", config.perceptual).to(world.device)
+        self.extractor, self.perceptual = networks.extractor, networks.perceptual
         self.usage = CodeUsage(tokenizer.num_tokens, tokenizer.codebook_size)
         self.values: dict[int, dict[str, list[float]]] = {k: {} for k in lengths}
         self.moments = {k: Moments() for k in (0, *lengths)}  # 0: the originals
@@ -134,7 +157,7 @@ class Measurement:
         """One batch of originals, uint8 (B,H,W,3)."""
         images = from_pixels(pixels).to(self.world.device)
         with autocast(self.config.precision, self.world.device):
-            codes = self.tokenizer.encode(images)
+            codes = in_fixed_batches(self.tokenizer.encode, images)
         self.usage.update(codes)
         self._features(0, images)
         for index, original in zip(indices, pixels.numpy(), strict=True):
@@ -142,7 +165,7 @@ class Measurement:
                 self._preview(index, "_gt", original)
         for k in self.lengths:
             with autocast(self.config.precision, self.world.device):
-                decoded = self.tokenizer.decode(codes[:, :k]).float()
+                decoded = in_fixed_batches(self.tokenizer.decode, codes[:, :k]).float()
             rounded_pixels = to_pixels(decoded)
             rounded = from_pixels(torch.from_numpy(rounded_pixels)).to(images.device)
             measured = {
@@ -171,8 +194,9 @@ class Measurement:
         folder.mkdir(parents=True, exist_ok=True)
         write_png(folder / f"{index:06d}{suffix}.png", pixels)
 
-    def finish(self) -> dict[str, Any]:
-        """Gather from all processes; the main one packs the `.npz`, runs the evaluator and returns the results."""
+    def finish(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Gather from all processes; the main one packs the `.npz`, runs the evaluator, writes and returns the
+        results."""
         for part in self.parts.values():
             part.close()
         gathered = dist.gather_objects((self.values, self.moments, self.usage.counts))
@@ -185,10 +209,15 @@ class Measurement:
                 mine.merge(moments[k])
         tokens: dict[str, dict[str, float]] = {}
         original = self.moments[0].gaussian() if self.extractor else None
-        c, about = self.config, {}
-        scores = None
+        c, features, scores = self.config, {}, None
+        flags = record.few_images(self.count) if self.parts and (c.frechet or c.gt_npz_path) else []
+        checkpoint = {**question["tokenizer"], "parameters": sum(p.numel() for p in self.tokenizer.parameters())}
+        if self.extractor is not None:
+            reference = {"path": c.data_path, "files": question["files"], "images": self.count}
+            name = self.extractor.name
+            features[name] = record.Features("torch", question["networks"][name], reference)
         if c.gt_npz_path and self.parts:
-            chosen = engine.choose(c.engine, c.eval_python_path)
+            chosen = question["engine"]
             scores = engine.Scores(c.gt_npz_path, chosen, c.eval_python_path, c.inception_path, self.world.device)
         for k in self.lengths:
             parts = [values[k] for values, _, _ in gathered]
@@ -198,17 +227,26 @@ class Measurement:
                 tokens[str(k)][self.config.frechet] = frechet_distance(original, self.moments[k].gaussian())
             if self.parts:
                 size = self.tokenizer.image_size
-                join(self.npz(k), self.count, (size, size), self.world.size)
+                about = {
+                    "kind": "reconstruction", "num_tokens": k, "precision": c.precision, "tokenizer": checkpoint,
+                    "files": question["files"],
+                }
+                join(self.npz(k), self.count, (size, size), self.world.size, about)
                 if scores is not None:
-                    figures, about = scores(self.npz(k))
+                    figures, features["inception"], more = scores(self.npz(k))
+                    flags += more
                     tokens[str(k)] |= {"rfid" if name == "fid" else name: value for name, value in figures.items()}
                 if self.config.clear_cache:
                     self.npz(k).unlink()
         write_png(self.out / "previews" / "grid.png", self._grid())
-        return {
-            "num_tokens": self.tokenizer.num_tokens, "codes": self.usage.summary(), "tokens": tokens,
-            "evaluator": about,
-        }
+        protocol = record.Protocol(
+            metrics=list(next(iter(tokens.values()))), features=features, images=self.count, labels=None, guidance=None,
+            seed=None, precision=c.precision, num_tokens=self.lengths, checkpoints={"tokenizer": checkpoint},
+        )
+        results = {"num_tokens": self.tokenizer.num_tokens, "codes": self.usage.summary(), "tokens": tokens}
+        results = record.write(self.out / "results.json", question, results, flags, protocol)
+        _print(results, self.out)
+        return results
 
     def _grid(self) -> Any:
         import numpy as np

@@ -6,25 +6,60 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from common.checkpoint import fingerprint, resolve_folder
+from evaluations.c2i.evaluator import few_images
 
-__all__ = ["checkpoint", "environment", "few_images", "files_key", "git_commit", "read_current", "write", "write_json"]
+__all__ = [
+    "Features", "Protocol", "checkpoint", "environment", "few_images", "files_key", "git_commit", "read_current",
+    "weights_key", "write", "write_json",
+]
 
-FID_PROTOCOL_IMAGES = 50_000
+
+@dataclass(frozen=True)
+class Features:
+    """A network whose features a distribution metric compares, and the images it compares with."""
+
+    engine: str
+    sha256: str
+    """Of the graph file, or of the weights."""
+    reference: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How figures were made: what has to be equal before two of them are compared. Nothing has a default, so no job
+    leaves anything out; None means that the metric knows no such thing."""
+
+    metrics: list[str]
+    features: dict[str, Features]
+    images: int
+    labels: str | None
+    guidance: dict[str, Any] | None
+    seed: int | None
+    precision: str
+    num_tokens: list[int]
+    checkpoints: dict[str, dict[str, Any]]
 
 
 def environment() -> dict[str, Any]:
-    """The code and libraries a result was made with."""
-    return {"git_commit": git_commit(), "torch": torch.__version__, "python": sys.version.split()[0]}
+    """The code and libraries a result was made with, and the command where a job was started by one."""
+    told = {"git_commit": git_commit(), "torch": torch.__version__, "python": sys.version.split()[0]}
+    started = getattr(sys.modules["__main__"], "__spec__", None)
+    if started and started.name.startswith("evaluations."):
+        told["command"] = shlex.join(["python", "-m", started.name, *sys.argv[1:]])
+    return told
 
 
 def git_commit() -> str | None:
@@ -55,6 +90,14 @@ def files_key(paths: Iterable[str | Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def weights_key(network: nn.Module) -> str:
+    """A hash of a network's names and weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + b"\0" + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_current(path: str | Path, question: dict[str, Any]) -> dict[str, Any] | None:
     """An earlier result, if it answers exactly `question`; None when missing, damaged or about something else."""
     try:
@@ -66,14 +109,18 @@ def read_current(path: str | Path, question: dict[str, Any]) -> dict[str, Any] |
 
 
 def write(
-    path: str | Path, question: dict[str, Any], results: dict[str, Any], flags: Iterable[str] = ()
+    path: str | Path, question: dict[str, Any], results: dict[str, Any], flags: Iterable[str] = (),
+    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
-    """Write `{question, environment, flags, **results}` atomically and return it as it was written.
+    """Write `{question, environment, flags, protocol, **results}` atomically and return it as it was written.
 
     Numbers that are not finite become null and are named in `flags`.
     """
-    flags = list(flags)
-    body = {"question": question, "environment": environment(), "flags": flags, **_finite(results, "", flags)}
+    flags = list(dict.fromkeys(flags))
+    body = {"question": question, "environment": environment(), "flags": flags}
+    if protocol is not None:
+        body["protocol"] = asdict(protocol)
+    body |= _finite(results, "", flags)
     write_json(path, body)
     return body
 
@@ -85,13 +132,6 @@ def write_json(path: str | Path, body: Any) -> None:
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     partial.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
     partial.replace(path)
-
-
-def few_images(count: int) -> list[str]:
-    """A flag for distribution metrics from fewer images than published numbers use."""
-    if count >= FID_PROTOCOL_IMAGES:
-        return []
-    return [f"{count} images, published Frechet distances use {FID_PROTOCOL_IMAGES}: compare only at equal counts"]
 
 
 def _finite(value: Any, name: str, flags: list[str]) -> Any:

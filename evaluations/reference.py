@@ -4,7 +4,9 @@
 
 makes `<sample-dir>/val_<dataset>/000000.png ...` in dataset order and `<sample-dir>/val_<dataset>.npz` in an order
 shuffled by the seed, because the inception score depends on the order. Pass the `.npz` on as --gt-npz-path, and
-`<sample-dir>/val_<dataset>` as the --data-path of reconstruction.
+`<sample-dir>/val_<dataset>` as the --data-path of reconstruction. A reference of validation images is for
+reconstructions; generated samples are measured against training images: --split train writes `train_<dataset>`.
+The file says which it is, and the evaluators refuse the other kind.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from common.config import MISSING, opt
 class ReferenceConfig:
     data_path: str = opt(MISSING, "image folder")
     sample_dir: str = opt("results/reconstructions", "where to write")
-    dataset: str = opt("imagenet", "only names the output: val_<dataset>")
+    split: str = opt("val", "what data_path holds: val (reference of reconstructions) | train (of generated samples)")
+    dataset: str = opt("imagenet", "only names the output: <split>_<dataset>")
     image_size: int = opt(256, "side of the centre crops, pixels")
     num_images: int | None = opt(None, "the first so many images of the folder; null = all")
     global_seed: int = opt(0, "seed of the order in the .npz")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from common import dist
 from common.data import ImageFolder, batches, share
+from common.errors import UserError
 from common.images import NpzWriter, write_png
 from evaluations import record
 from evaluations.reference import ReferenceConfig
@@ -19,11 +20,16 @@ __all__ = ["run"]
 
 
 def run(config: ReferenceConfig) -> Path:
-    """Write the PNG folder (all ranks) and the `.npz` (rank 0); returns the `.npz`."""
+    """Write the PNG folder (all ranks) and the `.npz` (rank 0); returns the `.npz`.
+
+    Raises: UserError for another split than val or train.
+    """
+    if config.split not in ("val", "train"):
+        raise UserError(f"--split got {config.split!r}; expected val or train")
     world = dist.init("cpu")
     dataset = ImageFolder(config.data_path, config.image_size, crop="center")
     count = min(len(dataset), config.num_images or len(dataset))
-    folder = Path(config.sample_dir) / f"val_{config.dataset}"
+    folder = Path(config.sample_dir) / f"{config.split}_{config.dataset}"
     packed = folder.with_suffix(".npz")
     folder.mkdir(parents=True, exist_ok=True)
     mine = share(count, world.rank, world.size)
@@ -39,7 +45,8 @@ def run(config: ReferenceConfig) -> Path:
             if int(leftover.stem) >= count:
                 leftover.unlink()
         order = np.random.default_rng(config.global_seed).permutation(count)
-        writer = NpzWriter(packed, count, (config.image_size, config.image_size))
+        about = {"kind": "reference", "split": config.split, "dataset": config.dataset, "seed": config.global_seed}
+        writer = NpzWriter(packed, count, (config.image_size, config.image_size), about)
         for index in tqdm(order.tolist(), desc=packed.name, unit="image", dynamic_ncols=True):
             writer.write(np.asarray(Image.open(folder / f"{index:06d}.png"))[None])
         writer.close()

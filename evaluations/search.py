@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["SEARCHABLE", "climb", "start_scale", "windows"]
+__all__ = ["SEARCHABLE", "climb", "coarse_count", "start_scale", "windows"]
 
 STEP = 0.25
 LOWEST = 1.0
@@ -20,6 +20,11 @@ STARTS = {
     "rectangular": {"GPT-B": 3.0, "GPT-L": 2.5, "": 1.75},
 }
 """schedule -> generator size -> scale to begin with; "" stands for every other size."""
+
+
+def coarse_count(num_images: int) -> int:
+    """Images per point while searching: a fifth, but not below 1,000, where distances are too noisy to rank scales."""
+    return min(num_images, max(num_images // 5, 1000))
 
 
 def start_scale(schedule: str, size: str) -> float:

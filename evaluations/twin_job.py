@@ -14,71 +14,88 @@ from common import dist
 from common.checkpoint import sha256
 from common.errors import UserError
 from evaluations import adm, npz, record
+from evaluations.c2i import evaluator as original
 from evaluations.metrics.frechet import Gaussian, Moments, fit, frechet_distance
 from evaluations.metrics.inception import InceptionGraph
 from evaluations.metrics.inception_score import inception_score
 from evaluations.metrics.precision_recall import precision_recall
 from evaluations.twin import TwinConfig
 
-__all__ = ["Evaluator", "run"]
-
-FEWEST = 4
-"""Precision and recall look at the third neighbour of every image."""
+__all__ = ["Activations", "Evaluator", "run"]
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one file: `pool` (N,2048) float32, class `probabilities` (N,K), and the Gaussian of the spatial features."""
+    """Of one file: `pool` (N,2048) float32, class `probabilities` (N,K), and the Gaussian of the spatial features,
+    which one image alone does not have."""
 
     pool: np.ndarray
     probabilities: np.ndarray
-    spatial: Gaussian
+    spatial: Gaussian | None
 
 
 class Evaluator:
     """The network and the reference's activations, computed once.
 
+    Args:
+        batch_size: images at a time; None = 16 on a CPU, where small batches are faster and leaner, and 64 on a GPU.
+
     Raises: UserError when the graph or the reference is missing or unusable.
     """
 
     def __init__(
-        self, reference: str | Path, graph: str | None = None, device: torch.device | str = "cpu", batch_size: int = 64
+        self, reference: str | Path, graph: str | None = None, device: torch.device | str = "cpu",
+        batch_size: int | None = None,
     ) -> None:
+        self.reference, self.batch_size = reference, batch_size or (16 if str(device) == "cpu" else 64)
+        self._holds = _read_about(reference)
         self.network = InceptionGraph(InceptionGraph.Config(path=graph), device)
-        self.batch_size = batch_size
         self.about = {
             "engine": "torch", "graph_sha256": sha256(self.network.path), "reference_sha256": sha256(reference),
+            "reference_about": self._holds,
         }
-        self._reference = self._activations(reference)
-        given = npz.statistics(reference)
-        self.about["reference_statistics"] = "in the file" if given else "computed from its images"
-        self._pool, self._spatial = (
-            (Gaussian(*given[:2]), Gaussian(*given[2:])) if given
-            else (fit(self._reference.pool), self._reference.spatial)
-        )
+        self._reference = self.activations(reference)
+        given = original.read_statistics(reference)
+        if given:
+            self._pool, self._spatial = Gaussian(*given[:2]), Gaussian(*given[2:])
+        else:
+            self._pool, self._spatial = _fit(self._reference.pool), self._reference.spatial
+        self.about["reference_statistics"] = None
+        if self._pool is not None:
+            told = original.describe(self._pool.mean, self._pool.factor, in_file=given is not None)
+            self.about["reference_statistics"] = told
 
     def score(self, samples: str | Path) -> dict[str, Any]:
         """All figures of a sample file, with what they were made of.
 
-        Raises: UserError for unusable files.
+        Precision and recall below 4 images, and the distances below 2, are None.
+
+        Raises: UserError for unusable files, and for samples that do not belong to this kind of reference.
         """
-        found = self._activations(samples)
-        published = precision_recall(self._reference.pool, found.pool, exact=False)
-        exact = precision_recall(self._reference.pool, found.pool)
+        made = _read_about(samples)
+        try:
+            original.check_pair(self.reference, self._holds, samples, made)
+        except original.UnusableError as error:
+            raise UserError(str(error)) from error
+        found = self.activations(samples)
+        figures: dict[str, Any] = {
+            "inception_score": inception_score(found.probabilities), "fid": _distance(self._pool, _fit(found.pool)),
+            "sfid": _distance(self._spatial, found.spatial),
+        }
+        enough = min(len(self._reference.pool), len(found.pool)) > original.NEIGHBOURS
+        for suffix, exact in (("", False), ("_float64", True)):
+            result = precision_recall(self._reference.pool, found.pool, exact=exact) if enough else None
+            figures[f"precision{suffix}"] = result and result.precision
+            figures[f"recall{suffix}"] = result and result.recall
+        figures |= {"images": len(found.pool), "reference_images": len(self._reference.pool)}
         return {
-            "inception_score": inception_score(found.probabilities),
-            "fid": frechet_distance(self._pool, fit(found.pool)),
-            "sfid": frechet_distance(self._spatial, found.spatial),
-            "precision": published.precision, "recall": published.recall,
-            "precision_float64": exact.precision, "recall_float64": exact.recall,
-            "images": len(found.pool), "reference_images": len(self._reference.pool),
-            "samples_sha256": sha256(samples), **self.about, "flags": record.few_images(len(found.pool)),
+            **figures, "samples_sha256": sha256(samples), "samples_about": made, **self.about,
+            "flags": original.weaknesses(figures, self._holds, made),
         }
 
-    def _activations(self, path: str | Path) -> Activations:
+    def activations(self, path: str | Path) -> Activations:
+        """The features of a file, streamed: memory grows with the features that are kept, not with the pixels."""
         count = npz.header(path, any_type=True).count
-        if count < FEWEST:
-            raise UserError(f"{str(path)!r} holds {count} images; the evaluator needs at least {FEWEST}")
         pool, probabilities, spatial = [], [], []
         moments = Moments()
         with tqdm(total=count, desc=f"Inception, {Path(path).name}", unit="image", dynamic_ncols=True) as bar:
@@ -89,8 +106,23 @@ class Evaluator:
                 # Kept only while they are fewer than their own dimensions; then the exact factor is a small one.
                 (spatial.append if count <= found.spatial.shape[1] else moments.update)(found.spatial.cpu().numpy())
                 bar.update(len(block))
-        gaussian = fit(np.concatenate(spatial)) if spatial else moments.gaussian()
+        gaussian = _fit(np.concatenate(spatial)) if spatial else moments.gaussian()
         return Activations(np.concatenate(pool), np.concatenate(probabilities), gaussian)
+
+
+def _fit(features: np.ndarray) -> Gaussian | None:
+    return fit(features) if len(features) > 1 else None
+
+
+def _distance(first: Gaussian | None, second: Gaussian | None) -> float | None:
+    return frechet_distance(first, second) if first and second else None
+
+
+def _read_about(path: str | Path) -> dict[str, Any]:
+    try:
+        return original.read_about(path)
+    except original.UnusableError as error:
+        raise UserError(str(error)) from error
 
 
 def run(config: TwinConfig) -> dict[str, Any]:

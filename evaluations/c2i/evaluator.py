@@ -4,6 +4,10 @@ Inception score, FID, sFID, precision and recall of SAMPLES (arr_0, uint8 N x H 
 where it has them, mu, sigma, mu_s, sigma_s). Prints them and writes SAMPLES.txt (five lines) and SAMPLES.json beside
 the samples. It stands alone: numpy, tqdm and TensorFlow are all it needs, none of this repository is imported.
 
+What would be a wrong number is refused (exit 2): values that are no pixels, or a file of ours that says it holds
+reconstructions against training images, or samples against validation images. What is only weak is scored and said in
+`flags`; a figure that so few images do not have (precision and recall below 4, FID below 2) is null, `nan` in the text.
+
 Precision and recall use half-precision distances where they are finite, as the published numbers do, which inflates
 them; the exact values are reported beside them as precision_float64 and recall_float64.
 Source: Dhariwal and Nichol, Diffusion models beat GANs (2021), evaluations; rewritten.
@@ -25,12 +29,18 @@ import numpy as np
 
 FILE = "classify_image_graph_def.pb"
 URL = f"https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/{FILE}"
-BATCH, BLOCK, SPLIT, NEIGHBOURS = 64, 4096, 5000, 3
+BLOCK, SPLIT, NEIGHBOURS = 4096, 5000, 3
+PROTOCOL_IMAGES = 50_000
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 LINES = {
     "Inception Score": "inception_score", "FID": "fid", "sFID": "sfid", "Precision": "precision", "Recall": "recall",
 }
 Distances = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Features (M,D) and (N,D) -> squared distances (M,N)."""
+
+
+class UnusableError(ValueError):
+    """A file that cannot be scored, in one sentence."""
 
 
 def main() -> None:
@@ -39,46 +49,128 @@ def main() -> None:
     parser.add_argument("samples", type=Path)
     parser.add_argument("--inception-path", type=Path, help=f"{FILE}; default: the cache folder")
     arguments = parser.parse_args()
-    for path in (arguments.reference, arguments.samples):
-        if not path.is_file():
-            sys.exit(f"error: {str(path)!r} does not exist; expected an .npz with arr_0 (N,H,W,3) uint8")
-    graph = find_graph(arguments.inception_path)
-    with Engine(graph) as engine:
-        figures = evaluate(engine, arguments.reference, arguments.samples)
-    figures |= {
-        "engine": "tensorflow", "graph_sha256": sha256(graph), "reference_sha256": sha256(arguments.reference),
-        "samples_sha256": sha256(arguments.samples),
-    }
-    text = "".join(f"{label}: {figures[key]}\n" for label, key in LINES.items())
+    try:
+        figures = score(arguments.reference, arguments.samples, arguments.inception_path)
+    except UnusableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    text = "".join(f"{label}: {'nan' if figures[key] is None else figures[key]}\n" for label, key in LINES.items())
     arguments.samples.with_suffix(".txt").write_text(text)
     arguments.samples.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
     print(text, end="")
+
+
+def score(reference: Path, samples: Path, graph: Path | None = None) -> dict[str, Any]:
+    """All figures of `samples` against `reference`, and what they were made of.
+
+    Raises: UnusableError for files that cannot be scored, or not against one another.
+    """
+    about = [read_about(path) for path in (reference, samples)]
+    check_pair(reference, about[0], samples, about[1])
+    graph = find_graph(graph)
+    with Engine(graph) as engine:
+        figures = evaluate(engine, reference, samples)
+    return {
+        **figures, "engine": "tensorflow", "graph_sha256": sha256(graph), "reference_sha256": sha256(reference),
+        "samples_sha256": sha256(samples), "reference_about": about[0], "samples_about": about[1],
+        "flags": weaknesses(figures, *about),
+    }
 
 
 def find_graph(path: Path | None) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "image-token-lab" / FILE
     found = path or cache
     if not found.is_file():
-        sys.exit(f"error: the Inception graph {str(found)!r} does not exist: curl -L --create-dirs -o {found} {URL}")
+        raise UnusableError(
+            f"the Inception graph {str(found)!r} does not exist: curl -L --create-dirs -o {found} {URL}"
+        )
     return found
 
 
-def evaluate(engine: Engine, reference: Path, samples: Path) -> dict:
+def evaluate(engine: Engine, reference: Path, samples: Path) -> dict[str, Any]:
     pool, _, spatial = activations(engine, reference)
     sample_pool, probabilities, sample_spatial = activations(engine, samples)
-    mean_pool = mean_covariance(pool)
-    with np.load(reference, allow_pickle=False) as archive:
-        if {"mu", "sigma", "mu_s", "sigma_s"} <= set(archive.files):
-            mean_pool, spatial = (archive["mu"], archive["sigma"]), (archive["mu_s"], archive["sigma_s"])
-    precision, recall = precision_recall(pool, sample_pool, engine.distances)
-    exact_precision, exact_recall = precision_recall(pool, sample_pool, distances_float64)
+    given = read_statistics(reference)
+    if given:
+        pool_moments, spatial = ((given[at], factor_of(given[at + 1])) for at in (0, 2))
+    else:
+        pool_moments = fit(pool)
+    enough = min(len(pool), len(sample_pool)) > NEIGHBOURS
+    published = precision_recall(pool, sample_pool, engine.distances) if enough else (None, None)
+    exact = precision_recall(pool, sample_pool, distances_float64) if enough else (None, None)
     return {
         "inception_score": inception_score(probabilities),
-        "fid": frechet(mean_pool, mean_covariance(sample_pool)),
-        "sfid": frechet(spatial, sample_spatial),
-        "precision": precision, "recall": recall,
-        "precision_float64": exact_precision, "recall_float64": exact_recall,
+        "fid": frechet(pool_moments, fit(sample_pool)), "sfid": frechet(spatial, sample_spatial),
+        "precision": published[0], "recall": published[1],
+        "precision_float64": exact[0], "recall_float64": exact[1],
         "images": len(sample_pool), "reference_images": len(pool),
+        "reference_statistics": describe(*pool_moments, in_file=given is not None),
+    }
+
+
+# ---------------------------------------------------------------------------------------------- what may be scored
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What a file's writer says of it (`about`, a JSON text; {} in other people's files), and whether it carries
+    statistics, as ADM's references of training images do.
+
+    Raises: UnusableError when there is no such `.npz`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            about = json.loads(archive["about"].item()) if "about" in archive.files else {}
+            return {**about, "statistics": set(STATISTICS) <= set(archive.files)}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UnusableError(f"{str(path)!r} cannot be read as .npz with arr_0 (N,H,W,3) uint8 ({error})") from error
+
+
+def split_of(reference: dict[str, Any]) -> str | None:
+    """"train" or "val": what a reference holds, by its own word or because it carries statistics; None = unknown."""
+    return reference.get("split") or ("train" if reference["statistics"] else None)
+
+
+def check_pair(reference: str | Path, holds: dict[str, Any], samples: str | Path, made: dict[str, Any]) -> None:
+    """Reconstructions belong to the reference of validation images, generated samples to that of training images.
+
+    Raises: UnusableError when both files say what they are, and that is mixed up.
+    """
+    wanted, found = {"reconstruction": "val", "generation": "train"}.get(made.get("kind")), split_of(holds)
+    if wanted and found and wanted != found:
+        words = {"train": "training", "val": "validation"}
+        raise UnusableError(
+            f"{str(samples)!r} is a {made['kind']} set, to be scored against {words[wanted]} images, but "
+            f"{str(reference)!r} holds {words[found]} images; pass what 'scripts/val.sh --split {wanted}' writes"
+            + (", or ADM's VIRTUAL batch" if wanted == "train" else "")
+        )
+
+
+def weaknesses(figures: dict[str, Any], reference: dict[str, Any], samples: dict[str, Any]) -> list[str]:
+    """What to know before these figures are compared with others."""
+    found = few_images(figures["images"])
+    if split_of(reference) is None:
+        found.append("the reference file does not say whether it holds training or validation images")
+    if "kind" not in samples:
+        found.append("the sample file does not say how it was made")
+    missing = [name for name in LINES.values() if figures[name] is None]
+    if missing:
+        found.append(f"too few images for {', '.join(missing)}")
+    return found
+
+
+def few_images(count: int) -> list[str]:
+    """A flag for distribution metrics from fewer images than published numbers use."""
+    if count >= PROTOCOL_IMAGES:
+        return []
+    return [f"{count} images, published Frechet distances use {PROTOCOL_IMAGES}: compare only at equal counts"]
+
+
+def describe(mean: np.ndarray, factor: np.ndarray | None, in_file: bool) -> dict[str, Any]:
+    """Enough of a reference's statistics to see whether two references are the same."""
+    return {
+        "source": "in the file" if in_file else "computed from its images",
+        "mean_norm": float(np.linalg.norm(mean)),
+        "covariance_trace": None if factor is None else float((factor**2).sum()),
     }
 
 
@@ -107,10 +199,13 @@ class Engine:
             self._outputs = (pool, probabilities, spatial)
             self._rows, self._columns = (tf.placeholder(tf.float32, [None, None]) for _ in range(2))
             half = squared_distances(tf, *(tf.cast(x, tf.float16) for x in (self._rows, self._columns)))
+            del definition
             self._distances = tf.cond(
                 tf.reduce_all(tf.math.is_finite(half)),
                 lambda: tf.cast(half, tf.float32), lambda: squared_distances(tf, self._rows, self._columns),
             )
+        # Small batches keep a CPU's caches warm and its memory low; a GPU wants larger ones.
+        self.batch_size = 64 if tf.config.list_physical_devices("GPU") else 16
         options = tf.ConfigProto(allow_soft_placement=True)
         options.gpu_options.allow_growth = True
         self._session = tf.Session(graph=self._graph, config=options)
@@ -137,14 +232,12 @@ def squared_distances(tf: Any, rows: Any, columns: Any) -> Any:
     return tf.maximum(norms[0][:, None] - 2 * product + norms[1][None, :], 0.0)
 
 
-def activations(engine: Engine, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Pool features (N,2048), class probabilities (N,K), and mean and covariance of the spatial features."""
+def activations(engine: Engine, path: Path) -> tuple[np.ndarray, np.ndarray, Gaussian]:
+    """Pool features (N,2048), class probabilities (N,K), and the Gaussian of the spatial features."""
     from tqdm import tqdm
 
     pool, probabilities, moments = [], [], Moments()
-    blocks, count = open_images(path)
-    if count < NEIGHBOURS + 1:
-        sys.exit(f"error: {str(path)!r} holds {count} images; the evaluator needs at least {NEIGHBOURS + 1}")
+    blocks, count = open_images(path, engine.batch_size)
     with tqdm(total=count, desc=path.name, unit="image") as bar:
         for block in blocks:
             found = engine.features(block)
@@ -155,75 +248,113 @@ def activations(engine: Engine, path: Path) -> tuple[np.ndarray, np.ndarray, tup
     return np.concatenate(pool), np.concatenate(probabilities), moments.finish()
 
 
-def open_images(path: Path) -> tuple[Iterator[np.ndarray], int]:
+def open_images(path: Path, batch_size: int) -> tuple[Iterator[np.ndarray], int]:
     """Batches of arr_0 and the number of images, without holding the array in memory where its layout allows."""
     try:
         archive = zipfile.ZipFile(path)
         member = archive.open("arr_0.npy")
     except (zipfile.BadZipFile, KeyError) as error:
-        sys.exit(f"error: {str(path)!r} is no .npz with arr_0 ({error})")
+        raise UnusableError(f"{str(path)!r} is no .npz with arr_0 ({error})") from error
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
-    if len(shape) != 4 or shape[-1] != 3 or dtype.kind not in "uif":
-        sys.exit(f"error: {str(path)!r} holds {dtype} {shape}; expected pixels (N,H,W,3)")
+    if len(shape) != 4 or shape[-1] != 3 or not shape[0] or dtype.kind not in "uif":
+        raise UnusableError(f"{str(path)!r} holds {dtype} {shape}; expected pixels (N,H,W,3), N > 0")
 
     def batches() -> Iterator[np.ndarray]:
         with archive, member:
             whole = None
             if fortran:
                 whole = np.frombuffer(member.read(), dtype).reshape(shape[::-1]).T
-            for start in range(0, shape[0], BATCH):
-                count = min(BATCH, shape[0] - start)
+            for start in range(0, shape[0], batch_size):
+                count = min(batch_size, shape[0] - start)
                 if whole is None:
                     size = count * int(np.prod(shape[1:])) * dtype.itemsize
                     data = member.read(size)
                     if len(data) != size:
-                        sys.exit(f"error: {str(path)!r} ends before its last image")
+                        raise UnusableError(f"{str(path)!r} ends before its last image")
                     block = np.frombuffer(data, dtype).reshape(count, *shape[1:])
                 else:
                     block = whole[start : start + count]
-                if block.min() < 0 or block.max() > 255 or (dtype.kind == "f" and 0 < block.max() <= 1):
-                    sys.exit(f"error: {str(path)!r} holds values {block.min()} to {block.max()}; expected 0 to 255")
+                # Said so that NaN, which compares false with everything, does not pass.
+                if not (block.min() >= 0 and block.max() <= 255) or (dtype.kind == "f" and 0 < block.max() <= 1):
+                    raise UnusableError(
+                        f"{str(path)!r} holds values {block.min()} to {block.max()}; expected pixels, 0 to 255"
+                    )
                 yield block
 
     return batches(), shape[0]
 
 
+def read_statistics(path: Path) -> tuple[np.ndarray, ...] | None:
+    """`mu`, `sigma`, `mu_s`, `sigma_s` of a reference that carries all four."""
+    with np.load(path, allow_pickle=False) as archive:
+        return tuple(archive[key] for key in STATISTICS) if set(STATISTICS) <= set(archive.files) else None
+
+
 # ---------------------------------------------------------------------------------------------------- the formulas
 
 
+Gaussian = tuple[np.ndarray, np.ndarray | None]
+"""Mean (D,) and a factor L (D,R) of the covariance L L^T; None for one image, which has no covariance."""
+
+
 class Moments:
-    """Streaming mean and unbiased covariance in float64, summed around the first batch's mean."""
+    """Streaming mean and unbiased covariance in float64, summed around the first batch's mean.
+
+    The first D images are kept as well: while there are no more, they are a factor of the covariance, and a small one.
+    """
 
     def __init__(self) -> None:
         self.count, self.shift, self.total, self.outer = 0, None, 0.0, 0.0
+        self.few: list[np.ndarray] = []
 
     def add(self, features: np.ndarray) -> None:
         features = features.astype(np.float64)
         self.shift = features.mean(axis=0) if self.shift is None else self.shift
+        self.few = [*self.few, features] if self.count + len(features) <= features.shape[1] else []
         centred = features - self.shift
         self.count += len(features)
         self.total = self.total + centred.sum(axis=0)
         self.outer = self.outer + centred.T @ centred
 
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+    def finish(self) -> Gaussian:
+        """Raises: UnusableError for features that are not finite."""
         mean = self.total / self.count
-        return self.shift + mean, (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
+        if self.count < 2:
+            return self.shift + mean, None
+        if self.few:
+            factor = (np.concatenate(self.few) - (self.shift + mean)).T / np.sqrt(self.count - 1)
+            return self.shift + mean, finite(factor)
+        covariance = (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return self.shift + mean, factor_of(covariance)
 
 
-def mean_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return features.astype(np.float64).mean(axis=0), np.cov(features, rowvar=False)
+def fit(features: np.ndarray) -> Gaussian:
+    moments = Moments()
+    moments.add(features)
+    return moments.finish()
 
 
-def frechet(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
+def factor_of(covariance: np.ndarray) -> np.ndarray:
+    """L with L L^T = covariance (D,D), without its null directions."""
+    values, vectors = np.linalg.eigh(finite((covariance + covariance.T) / 2))
+    kept = values > max(values[-1], 0) * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def finite(statistics: np.ndarray) -> np.ndarray:
+    if not np.isfinite(statistics).all():
+        raise UnusableError("the feature statistics hold NaN or infinity; the features of some image are not finite")
+    return statistics
+
+
+def frechet(first: Gaussian, second: Gaussian) -> float | None:
     """Frechet distance of two Gaussians; tr sqrt(S1 S2) as the nuclear norm of the covariances' factors, exact for
-    rank-deficient ones."""
-    factors = []
-    for _, covariance in (first, second):
-        values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-        kept = values > max(values[-1], 0) * len(values) * np.finfo(np.float64).eps
-        factors.append(vectors[:, kept] * np.sqrt(values[kept]))
+    rank-deficient ones. None without a covariance."""
+    factors = [first[1], second[1]]
+    if any(factor is None for factor in factors):
+        return None
     cross = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum() if all(f.size for f in factors) else 0.0
     traces = sum((factor**2).sum() for factor in factors)
     return max(float(((first[0] - second[0]) ** 2).sum() + traces - 2 * cross), 0.0)
@@ -241,7 +372,11 @@ def inception_score(probabilities: np.ndarray) -> float:
 
 def distances_float64(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     a, b = rows.astype(np.float64), columns.astype(np.float64)
-    return np.maximum((a * a).sum(axis=1)[:, None] - 2 * (a @ b.T) + (b * b).sum(axis=1)[None, :], 0)
+    apart = a @ b.T
+    apart *= -2
+    apart += (a * a).sum(axis=1)[:, None]
+    apart += (b * b).sum(axis=1)[None, :]
+    return np.maximum(apart, 0, out=apart)
 
 
 def precision_recall(reference: np.ndarray, samples: np.ndarray, distances: Distances) -> tuple[float, float]:

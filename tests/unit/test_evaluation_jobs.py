@@ -18,11 +18,12 @@ from PIL import Image
 import tokenizer as tokenizers
 from autoregressive.legacy import SAMPLE_FLAGS
 from autoregressive.models.gpt import GPT
+from benchmarks.inception_graph import write_graph
 from common import checkpoint, config
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import from_pixels, read_npz, to_pixels
-from evaluations import generation_job, reconstruction_job, reference_job
+from evaluations import generation_job, reconstruction_job, record, reference_job
 from evaluations.generation import GenerationConfig
 from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.psnr import psnr
@@ -192,23 +193,109 @@ def test_two_ranks_reconstruct_as_one(made, tmp_path):
     assert not list(tmp_path.rglob("*.part-*"))
 
 
-GRAPH = ROOT.parent / "shared" / "golden" / "evaluator" / "classify_image_graph_def.pb"
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_graph(tmp_path_factory.mktemp("graph") / "toy.pb", width=1 / 16)
 
 
-@pytest.mark.skipif(not GRAPH.is_file(), reason=f"no reference graph at {GRAPH}")
-def test_both_jobs_report_fid_against_a_reference_file(made, tmp_path):
-    words = ["--engine", "torch", "--inception-path", GRAPH, "--gt-npz-path"]
-    reference_job.run(ReferenceConfig(data_path=str(made / "images"), sample_dir=str(tmp_path), image_size=32))
-    words.append(tmp_path / "val_imagenet.npz")
-    rebuilt = reconstruct(made, tmp_path / "rec", *words)
-    assert rebuilt["tokens"]["16"]["rfid"] > 0 and rebuilt["evaluator"]["engine"] == "torch"
-    assert (tmp_path / "rec" / "tokens_0016.txt").is_file()
-    made_up = generate(made, tmp_path / "gen", *words, "--frechet", "null", "--reference-path", "null")
+def test_both_jobs_report_fid_and_how_it_was_made(made, graph, tmp_path):
+    words = ["--engine", "torch", "--inception-path", graph, "--gt-npz-path"]
+    val, train = (
+        reference_job.run(
+            ReferenceConfig(data_path=str(made / "images"), sample_dir=str(tmp_path), image_size=32, split=split)
+        )
+        for split in ("val", "train")
+    )
+    rebuilt = reconstruct(made, tmp_path / "rec", *words, val)
+    assert rebuilt["tokens"]["16"]["rfid"] > 0 and (tmp_path / "rec" / "tokens_0016.txt").is_file()
+    only_fid = ("--frechet", "null", "--reference-path", "null")
+    made_up = generate(made, tmp_path / "gen", *words, train, *only_fid)
     assert {"fid", "sfid", "precision", "recall", "precision_float64", "inception_score"} <= set(made_up["metrics"])
-    assert made_up["evaluator"]["reference_images"] == 13 and "class_accuracy" not in made_up["metrics"]
+    assert "class_accuracy" not in made_up["metrics"]
+
+    for results, reference, split in ((rebuilt, val, "val"), (made_up, train, "train")):
+        told = results["protocol"]
+        inception = told["features"]["inception"]
+        assert inception["engine"] == "torch" and inception["sha256"] == checkpoint.sha256(graph)
+        assert inception["reference"]["sha256"] == checkpoint.sha256(reference)
+        assert inception["reference"]["images"] == 13 and inception["reference"]["about"]["split"] == split
+        assert inception["reference"]["statistics"]["source"] == "computed from its images"
+        assert told["checkpoints"]["tokenizer"]["parameters"] > 1000 and told["num_tokens"] == [16]
+        assert told["images"] in (6, 13) and told["precision"] == "none" and told["metrics"]
+        assert results["environment"]["git_commit"] == record.git_commit()
+        assert any("50000" in flag for flag in results["flags"])
+    told = made_up["protocol"]
+    assert (told["labels"], told["seed"], told["guidance"]["schedule"]) == ("balanced", 0, "constant")
+    assert {about["weights_sha256"] for about in told["checkpoints"].values()} == {
+        record.checkpoint(made / name)["weights_sha256"] for name in ("gpt", "vq")
+    }
+    # The other way round, both stop before they do anything.
+    with pytest.raises(UserError, match="--split val"):
+        reconstruct(made, tmp_path / "mixed", *words, train)
+    with pytest.raises(UserError, match="--split train"):
+        generate(made, tmp_path / "mixed", *words, val, *only_fid)
+    assert not (tmp_path / "mixed").exists()
+    # Samples measured later bring their own record.
+    given = ["--samples", made_up["samples"], "--sample-dir", tmp_path / "later", *words, train, "--device", "cpu"]
+    later = generation_job.run(config.parse(GenerationConfig, [str(w) for w in given], aliases=SAMPLE_FLAGS))
+    assert later["protocol"]["guidance"] == told["guidance"] and later["protocol"]["labels"] == "balanced"
+    assert later["metrics"] == made_up["metrics"]
+
+
+def test_nan_weights_are_an_error_not_black_images(made, tmp_path):
+    vq = tmp_path / "vq"
+    schema = config.resolve(TokenizerConfig, TOKENIZER, where="model")
+    weights = Tokenizer(schema).state_dict()
+    weights[next(name for name in reversed(weights) if name.startswith("decoder."))].fill_(float("nan"))
+    checkpoint.save(vq, 1, {"model": weights}, {}, {"model": dataclasses.asdict(schema)})
+    with pytest.raises(UserError, match="NaN"):
+        reconstruct(made, tmp_path / "out", "--num-images", 2, "--vq-ckpt", vq)
+
+
+def test_fewer_images_than_ranks(made, tmp_path):
+    words = ["--vq-ckpt", made / "vq", "--data-path", made / "images", "--num-images", 1, "--device", "cpu"]
+    torchrun(2, "evaluations.reconstruction", *words, "--sample-dir", tmp_path)
+    assert read_npz(tmp_path / "tokens_0016.npz").shape == (1, 32, 32, 3)
 
 
 # ------------------------------------------------------------------------------------------------ generation
+
+
+def test_search_keeps_only_what_it_still_needs(made, tmp_path, monkeypatch):
+    """With --clear-cache the losers' images go at once, the winner's are reused, and a stranger's file stays."""
+    drawn: list[int] = []
+    draw = generation_job.ImageSampler.codes
+
+    def count(self, labels, *rest):
+        drawn.append(len(labels))
+        return draw(self, labels, *rest)
+
+    def measure(self, path, question, *_):
+        return record.write(path, question, {"metrics": {FD: (question["guidance"]["scale"] - 1.5) ** 2}})
+
+    monkeypatch.setattr(generation_job.ImageSampler, "codes", count)
+    monkeypatch.setattr(generation_job.Evaluation, "_measure", measure)
+    (tmp_path / "mine.txt").write_text("keep")
+    words = ["--search", "--search-num-images", 4, "--cfg-scale", 1.5, "--clear-cache"]
+    results = generate(made, tmp_path, *words)
+    assert results["question"]["guidance"]["scale"] == 1.5
+    assert sum(drawn) == 4 + 4 + 4 + 2  # 1.5, 1.75, 1.25, and the winner's other two images
+    left = sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".results.json"))
+    assert left == ["mine.txt", "results.json", "search.csv", "search.png"]
+
+
+def test_two_ranks_sample_and_measure_as_one(made, tmp_path):
+    """Seven images on two ranks: the same `.npz` content, in the same order."""
+    given = ["--gpt-ckpt", made / "gpt", "--vq-ckpt", made / "vq", "--num-fid-samples", 7, "--frechet", FD]
+    given += ["--reference-path", made / "images", "--device", "cpu", "--cfg-scale", 1.5]
+    torchrun(2, "evaluations.generation", *given, "--per-proc-batch-size", 2, "--sample-dir", tmp_path / "two")
+    one = generate(made, tmp_path / "one", "--cfg-scale", 1.5, count=7)
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    with np.load(one["samples"]) as a, np.load(two["samples"]) as b:
+        assert a.files == b.files == ["arr_0", "about"]
+        assert all(np.array_equal(a[name], b[name]) for name in a.files)
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
+    assert two["protocol"]["checkpoints"].keys() == {"generator", "tokenizer"}
 
 
 def test_generation_measures_and_logs_a_point_once(made, tmp_path):
@@ -246,6 +333,8 @@ def test_search_evaluates_each_point_once_and_resumes(made, tmp_path, monkeypatc
     asked: list[tuple[float, int]] = []
 
     def measure(self, path, question, samples, labels):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
         asked.append((question["guidance"]["scale"], question["num_images"]))
         return generation_job.record.write(
             path, question, {"samples": "x", "metrics": {FD: (question["guidance"]["scale"] - 2.1) ** 2}}
@@ -254,12 +343,19 @@ def test_search_evaluates_each_point_once_and_resumes(made, tmp_path, monkeypatc
     monkeypatch.setattr(generation_job.Evaluation, "_measure", measure)
     monkeypatch.setattr(generation_job.Evaluation, "_samples", lambda *_: (tmp_path / "x.npz", None))
     words = ["--search", "--cfg-schedule", "step", "--search-num-images", 3]
+    with pytest.raises(KeyboardInterrupt):
+        generate(made, tmp_path, *words, "--cfg-scale", 1.5)
+    assert asked == [(1.5, 3), (1.75, 3)]
+    asked.append((2.0, 3))  # was interrupted while it was measured
     results = generate(made, tmp_path, *words, "--cfg-scale", 1.5)
-    assert asked == [(1.5, 3), (1.75, 3), (2.0, 3), (2.25, 3), (2.0, 6)]
+    assert asked == [(1.5, 3), (1.75, 3), (2.0, 3), (2.0, 3), (2.25, 3), (2.0, 6)]
     assert results["question"]["guidance"]["scale"] == 2.0
-    assert generate(made, tmp_path, *words, "--cfg-scale", 1.5) == results and len(asked) == 5
+    assert generate(made, tmp_path, *words, "--cfg-scale", 1.5) == results and len(asked) == 6
     (tmp_path / "search.csv").unlink()  # the figures are kept beside each point; the CSV is only their list
-    assert generate(made, tmp_path, *words, "--cfg-scale", 1.5) == results and len(asked) == 5
+    (tmp_path / "search.png").unlink()
+    assert generate(made, tmp_path, *words, "--cfg-scale", 1.5) == results and len(asked) == 6
+    assert len((tmp_path / "search.csv").read_text().splitlines()) == 6
+    assert Image.open(tmp_path / "search.png").size[0] > 400
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_parts_join_in_rank_order_and_stream_back(tmp_path):
         for image in share:
             part.write(image[None])
         part.close()
-    join(tmp_path / "x.npz", 7, (4, 5), ranks=3)
+    join(tmp_path / "x.npz", 7, (4, 5), ranks=3, about={"kind": "reconstruction"})
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
     assert npz.header(tmp_path / "x.npz") == npz.Header(7, (4, 5))
     blocks = list(npz.stream(tmp_path / "x.npz", 3))
@@ -95,7 +95,7 @@ def test_missing_images_leave_no_npz(tmp_path):
     part.write(np.zeros((2, 4, 4, 3), np.uint8))
     part.close()
     with pytest.raises(ValueError, match="2 images written, 3 announced"):
-        join(tmp_path / "x.npz", 3, (4, 4), ranks=1)
+        join(tmp_path / "x.npz", 3, (4, 4), ranks=1, about={})
     assert not (tmp_path / "x.npz").exists()
 
 
