@@ -92,8 +92,10 @@ def claims(rows: Rows, changed: dict[str, int]) -> list[str]:
 
 
 def _verdict(one: list[float], other: list[float]) -> str:
-    higher = above(Spread.of(one), Spread.of(other))
     change = sum(one) / sum(other) - 1
+    if len(one) < 2:
+        return f"{change:+.0%} (one seed, no spread)"
+    higher = above(Spread.of(one), Spread.of(other))
     return f"{change:+.0%} ({'within the spread' if higher is None else 'higher' if higher else 'lower'})"
 
 

@@ -25,5 +25,7 @@ def test_sentences_say_what_the_spread_allows() -> None:
     assert said[0] == "Post-training changed 0 codes of the held-out images."
     assert said[1] == "Perturbation in training, rFD: +95% (higher)."
     assert said[3].endswith("plain tokenizer: rFD +5% (within the spread), gFD gpt -44% (lower).")
+    single = {key: {name: values[:1] for name, values in figures.items()} for key, figures in rows.items()}
+    assert claims(single, {})[2] == "Perturbation in training, gFD gpt: +0% (one seed, no spread)."
     page = text(RobustConfig(), rows, said)
     assert "| plain | post-gpt | 1.10 ± 0.14 |  | 5.10 ± 0.14 |  |" in page and "not FID" in page
