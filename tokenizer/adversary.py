@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from common import dist, optim
+from common import checkpoint, dist, optim
 from common.config import build
 from common.dist import World
 from common.errors import UserError
@@ -24,7 +24,7 @@ class Adversary:
     Generator: weight * (adaptive weight, or 1) * sum over views of the game's loss.
     Discriminator: weight * (sum over views of the game's loss + LeCam + penalty/2 * (R1 + sum over views of R2)).
 
-    Raises: UserError for an unknown `loss`.
+    Raises: UserError for an unknown `loss`, or an `init` without a discriminator.
     """
 
     def __init__(
@@ -36,6 +36,11 @@ class Adversary:
             raise UserError(f"adversary.loss got {config.loss!r}; expected {', '.join(GAMES)}")
         self.game = GAMES[config.loss]
         self.module = build("tokenizer.discriminators:DISCRIMINATORS", config.discriminator).to(world.device)
+        if config.init:
+            found = checkpoint.resolve_folder(config.init)
+            if not (found / "discriminator.safetensors").is_file():
+                raise UserError(f"adversary.init: {str(found)!r} holds no discriminator; set adversary.init=null")
+            checkpoint.load_into(self.module, checkpoint.read_weights(found, "discriminator"), config.init)
         self.wrapped = dist.wrap(self.module, parallel, world)
         self.optimizer = optim.adamw(self.module, self.optim_config)
         self.lecam = LeCam(config.lecam.decay, config.lecam.settle) if config.lecam else None

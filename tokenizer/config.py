@@ -53,6 +53,7 @@ class AdversaryConfig:
     loss: str = opt("hinge", "hinge | non_saturating | relativistic (R3GAN, with penalty)")
     adaptive: bool = opt(False, "also scale the generator's loss to the reconstruction's gradient (VQGAN)")
     penalty: float = opt(0.0, "gamma of R1 + R2, gradient penalties on real and generated images; R3GAN 15")
+    init: str | None = opt(None, "run or checkpoint whose discriminator to start from; null = a new one")
     lecam: LeCamConfig | None = opt(None, "LeCam regularization; {} = its defaults, null = off")
     optim: OptimConfig | None = opt(
         None, "of the discriminator, its steps counted from `start`; null = as the tokenizer's, and in step with it"

@@ -23,6 +23,7 @@ from tokenizer import load_weights
 from tokenizer.adversary import Adversary
 from tokenizer.config import TrainConfig
 from tokenizer.fingerprint import codes_fingerprint
+from tokenizer.frozen_codes import FrozenCodes
 from tokenizer.model import Pass, Tokenizer, View
 from tokenizer.pretrained import check_teacher, start_from
 from tokenizer.quantizers.vq import Quantized
@@ -127,11 +128,23 @@ class TokenizerTrainee:
         self.optimizer = optim.adamw(self.tokenizer, config.optim)
         self.ema = optim.Ema(self.tokenizer, config.ema_decay) if config.ema_decay else None
         self.alarms = alarms()
+        self.frozen_codes: FrozenCodes | None = None
         self.adversary = (
             Adversary(config.adversary, config.optim, world, config.run.precision, config.run.parallel)
             if config.adversary
             else None
         )
+
+    def hold_codes(self) -> None:
+        """With a frozen encoder side: from now on every checkpoint is held to today's codes."""
+        if set(ENCODER_SIDE) <= set(self.config.freeze):
+            self.frozen_codes = FrozenCodes(self.tokenizer)
+
+    def _check_codes(self) -> None:
+        if self.frozen_codes:
+            self.frozen_codes.check("model", self.tokenizer)
+            if self.ema:
+                self.frozen_codes.check("ema", self.ema.module)
 
     def plan(self, batch_size: int, step: int) -> Plan:
         plan = Plan(step, self.config.run.seed, batch_size, self.world.rank, self.config.model.layout)
@@ -164,6 +177,8 @@ class TokenizerTrainee:
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         config = self.config
         images = from_pixels(batch["pixels"])
+        if self.frozen_codes:
+            self.frozen_codes.watch(self.tokenizer, images)
         plan = self.plan(len(images), step)
         if "codes" in batch and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
             plan.num_tokens = _at_most(plan.num_tokens, batch["codes"].shape[1])
@@ -200,7 +215,10 @@ class TokenizerTrainee:
         return files
 
     def state(self) -> dict[str, Any]:
+        self._check_codes()
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if self.frozen_codes:
+            state["codes_fingerprint"] = self.frozen_codes.fingerprint
         if self.ema:
             state["ema_updates"] = self.ema.updates
         if self.adversary:
@@ -216,6 +234,9 @@ class TokenizerTrainee:
         if self.adversary:
             checkpoint.load_into(self.adversary.module, weights("discriminator"), "discriminator")
             self.adversary.load(state["adversary"])
+        if self.frozen_codes:
+            self.frozen_codes.fingerprint = state["codes_fingerprint"]
+            self._check_codes()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -280,6 +301,7 @@ def run(config: TrainConfig) -> None:
     check_teacher(config)
     with loop.job(config.run) as world:
         trainee = TokenizerTrainee(config, world)
+        trainee.hold_codes()
         given = config.data
         data = PairFolder(given.pairs, given.root) if given.pairs else training_images(config)
         if given.pairs:

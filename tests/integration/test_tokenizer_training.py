@@ -22,6 +22,7 @@ from common.dist import World
 from common.errors import UserError
 from common.loop import step_generator
 from tokenizer.config import TrainConfig
+from tokenizer.fingerprint import codes_fingerprint
 from tokenizer.legacy import TRAIN_FLAGS
 from tokenizer.model import Pass
 from tokenizer.regularizers.base import Plan
@@ -294,7 +295,9 @@ def test_a_run_resumes_bit_for_bit_and_its_checkpoint_loads(folder: Path, tmp_pa
 def test_frozen_parts_stay_as_they_are_and_codes_with_them(folder: Path, tmp_path: Path) -> None:
     done = job(folder, tmp_path / "first", "--data-path", f"{folder}/images")
     assert done.returncode == 0, done.stderr
-    words = [f"init={tmp_path / 'first'}", "freeze=[encoder,quant_conv,quantizer]", "regularizers.shortcut=null"]
+    first = tmp_path / "first"
+    words = [f"init={first}", f"adversary.init={first}", "freeze=[encoder,quant_conv,quantizer]"]
+    words.append("regularizers.shortcut=null")
     tuned = job(folder, tmp_path / "second", "--data-path", f"{folder}/images", *words)
     assert tuned.returncode == 0, tuned.stderr
     before, after = tokenizer.load(tmp_path / "first"), tokenizer.load(tmp_path / "second")
@@ -302,6 +305,37 @@ def test_frozen_parts_stay_as_they_are_and_codes_with_them(folder: Path, tmp_pat
     codes = before.encode(images)
     assert torch.equal(codes, after.encode(images))
     assert not torch.equal(before.decode(codes), after.decode(codes))
+    one, two = (
+        checkpoint.read_weights(checkpoint.newest(tmp_path / name), "discriminator") for name in ("first", "second")
+    )
+    key = next(name for name, value in one.items() if value.dim() == 4)
+    assert 0 < (one[key] - two[key]).norm() < 0.5 * one[key].norm()  # it went on from the first run's
+
+
+def test_codes_that_change_while_the_encoder_is_frozen_stop_the_run(folder: Path) -> None:
+    chosen = settings(folder, Path("x"), "freeze=[encoder,quant_conv,quantizer]", "regularizers.shortcut=null")
+    trainee = TokenizerTrainee(chosen, World(0, 1, torch.device("cpu")))
+    trainee.hold_codes()
+    batch = {"pixels": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)}
+    trainee.step(batch, 0)
+    state = trainee.state()
+    before = trainee.frozen_codes.codes
+    weights = {name: dict(tensors) for name, tensors in trainee.weights().items()}
+    trainee.load(lambda name: weights[name], state)
+    assert torch.equal(trainee.frozen_codes.codes, before)
+    trainee.ema.module.quant_conv.bias.data += 1e-7
+    with pytest.raises(RuntimeError, match="ema: the frozen weights have changed"):
+        trainee.state()
+    trainee.frozen_codes.fingerprint = codes_fingerprint(trainee.tokenizer)
+    trainee.frozen_codes.codes = (before + 1) % 64
+    with pytest.raises(RuntimeError, match="model: 64 of 64 codes changed"):
+        trainee.state()
+
+
+def test_codes_may_change_where_nothing_is_frozen(folder: Path) -> None:
+    trainee = TokenizerTrainee(settings(folder, Path("x"), "freeze=[encoder]"), World(0, 1, torch.device("cpu")))
+    trainee.hold_codes()
+    assert trainee.frozen_codes is None
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,10 @@ OTHER_QUANTIZERS = {
     "VQ_SS256_fsq": REST + (256 * 5 + 5) + (5 * 256 + 256), "VQ_SS256_lfq": REST + (256 * 14 + 14) + (14 * 256 + 256),
     "VQ_SS256_kl": REST + (256 * 16 + 16) + (8 * 256 + 256),
 }
+OURS = {
+    "VQ_SS256_retok_finetune": PARAMETERS["VQ_SS256_retok"], "VQ_SB256_retok_finetune": PARAMETERS["VQ_SB256_retok"],
+    "VQ_SB256_nested_align": 218_236_939,
+}
 
 
 def read(name: str) -> TrainConfig:
@@ -52,7 +56,7 @@ def test_every_released_tokenizer_has_a_config() -> None:
 
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
 def test_parameters(name: str) -> None:
-    expected = {**PARAMETERS, **OTHER_QUANTIZERS}
+    expected = {**PARAMETERS, **OTHER_QUANTIZERS, **OURS}
     assert sum(p.numel() for p in on_meta(read(name)).parameters()) == expected[name]
 
 
@@ -142,6 +146,17 @@ def test_other_variants() -> None:
     assert continuous.adversary.adaptive and continuous.losses["recon"]["name"] == "l1"
     # 1e-6 of the KL term beside sums over an image's values is this beside their means.
     assert continuous.model.quantizer["weight"] == pytest.approx(1e-6 / (3 * 256 * 256), rel=0.02)
+
+
+def test_the_second_stage_trains_the_decoder_alone() -> None:
+    for size in ("SS", "SB"):
+        first, second = read(f"VQ_{size}256_retok"), read(f"VQ_{size}256_retok_finetune")
+        assert first.model == second.model and second.freeze == ["encoder", "quant_conv", "quantizer"]
+        assert second.init == second.adversary.init == first.run.out
+        assert second.regularizers.keys() == {"nested_dropout"}
+        assert second.regularizers["nested_dropout"]["max_tokens"] == first.model.layout.num_tokens
+    aligned = read("VQ_SB256_nested_align")
+    assert aligned.regularizers.keys() == {"cross_length", "self_alignment"}
 
 
 def test_the_semantic_head_may_be_left_out() -> None:

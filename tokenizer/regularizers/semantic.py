@@ -71,5 +71,6 @@ class Semantic(Regularizer):
         losses = {"semantic": -(self.strength(kept, plan.layout.extended) * cosine).mean()}
         if isinstance(plan.num_tokens, int):
             quarter = min(3, 4 * plan.num_tokens // plan.layout.extended)
+            losses[f"semantic@k_quarter{quarter + 1}"] = losses["semantic"].detach()
             losses[f"cosine@k_quarter{quarter + 1}"] = cosine.detach().mean()
         return losses

@@ -1,0 +1,42 @@
+"""Decoder training keeps its promise: codes stay as they were, bit for bit."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenizer.fingerprint import codes_fingerprint
+from tokenizer.model import Tokenizer
+
+__all__ = ["FrozenCodes"]
+
+IMAGES = 8
+
+
+class FrozenCodes:
+    """What a run with frozen encoder, `quant_conv` and quantizer started from.
+
+    The weights that decide about codes are held by their hash, which is kept in the run's checkpoints; the codes of a
+    few training images are held as they are, for this process: another machine may round latents differently.
+    Source: ReTok, decoder fine-tuning.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.fingerprint = codes_fingerprint(tokenizer)
+        self.images: Tensor | None = None
+        self.codes: Tensor | None = None
+
+    def watch(self, tokenizer: Tokenizer, images: Tensor) -> None:
+        """The first images (B,3,H,W) that are seen are the ones watched."""
+        if self.codes is None:
+            self.images = images[:IMAGES].clone()
+            self.codes = tokenizer.encode(self.images)
+
+    def check(self, name: str, tokenizer: Tokenizer) -> None:
+        """Raises: RuntimeError when `tokenizer` (called `name`) would give other codes than at the start."""
+        found = codes_fingerprint(tokenizer)
+        if found != self.fingerprint:
+            raise RuntimeError(f"{name}: the frozen weights have changed, from {self.fingerprint} to {found}")
+        if self.codes is not None:
+            changed = int((tokenizer.encode(self.images) != self.codes).sum())
+            if changed:
+                raise RuntimeError(f"{name}: {changed} of {self.codes.numel()} codes changed under a frozen encoder")
