@@ -19,7 +19,7 @@ LAYOUT = Layout(16, 8)
 
 def regularizer(name: str, **keys: object) -> Regularizer:
     table = "tokenizer.regularizers:REGULARIZERS"
-    context = Context(4, 32, torch.device("cpu"), num_codes=LAYOUT.extended, quantizer=None)
+    context = Context(4, 32, torch.device("cpu"), num_codes=LAYOUT.extended, z_channels=32, quantizer=None)
     return build(table, {"name": name, **keys}, context=context)
 
 
