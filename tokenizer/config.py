@@ -83,6 +83,7 @@ class TrainConfig:
     freeze: list[str] = opt(
         [], "modules kept as they are; decoder fine-tuning: [encoder, quant_conv, quantizer]"
     )
+    lora: dict[str, int] = opt({}, "train adapters of this rank instead of a part's transformer; RobusTok {encoder: 8}")
     backbone: BackboneConfig | None = None
     init: str | None = opt(None, "checkpoint (or run) whose tokenizer weights to start from")
     log: LogConfig = field(default_factory=LogConfig)

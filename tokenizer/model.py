@@ -65,6 +65,12 @@ class Tokenizer(nn.Module, HubModel):
         if self.is_1d != config.decoder["name"].endswith("1d"):
             names = f"encoder {config.encoder['name']!r} and decoder {config.decoder['name']!r}"
             raise UserError(f"{names} do not fit together; use two 1D or two 2D parts")
+        made, taken = (getattr(part, "groups", 1) for part in (self.encoder, self.quantizer))
+        if made != taken or (self.is_1d and config.quantizer["name"] == "multi_scale"):
+            raise UserError(
+                f"encoder {config.encoder['name']!r} makes {made} groups of tokens, quantizer "
+                f"{config.quantizer['name']!r} takes {taken} (on a grid if it has scales); use dino_vit, groups={taken}"
+            )
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -75,7 +81,7 @@ class Tokenizer(nn.Module, HubModel):
     @property
     def num_tokens(self) -> int:
         """Tokens of a full sequence, N."""
-        return self.config.layout.num_tokens if self.is_1d else self.grid**2
+        return self.config.layout.num_tokens if self.is_1d else self.quantizer.num_codes(self.grid**2)
 
     @property
     def codebook_size(self) -> int:
@@ -144,12 +150,11 @@ class Tokenizer(nn.Module, HubModel):
 
         Raises: UserError when a 2D tokenizer gets fewer codes than its grid has cells.
         """
-        vectors = self.quantizer.lookup(codes)
         if self.is_1d:
-            return vectors.transpose(1, 2).unsqueeze(2)
+            return self.quantizer.arrange(codes, 1, codes.shape[1])
         if codes.shape[1] != self.num_tokens:
             raise UserError(f"got {codes.shape[1]} codes an image; this 2D tokenizer decodes exactly {self.num_tokens}")
-        return vectors.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return self.quantizer.arrange(codes, self.grid, self.grid)
 
     def tokenize(self, images: Tensor, num_tokens: int | None = None) -> list[Tensor]:
         """images (B,3,H,W) -> B tensors of the first `num_tokens` (default all N) codes."""

@@ -24,6 +24,7 @@ from tokenizer.adversary import Adversary
 from tokenizer.config import TrainConfig
 from tokenizer.fingerprint import codes_fingerprint
 from tokenizer.frozen_codes import FrozenCodes
+from tokenizer.lora import adapt, merged
 from tokenizer.model import Pass, Tokenizer, View
 from tokenizer.pretrained import check_teacher, start_from
 from tokenizer.quantizers.vq import Quantized
@@ -63,10 +64,13 @@ class TrainingPass(nn.Module):
         if codes is None:
             latents, spatial = tokenizer.latents(images)
             tokenizer.quantizer.step = plan.step
-            quantized = tokenizer.quantizer(latents)
+            dropped = {} if plan.kept_scales is None else {"kept_scales": plan.kept_scales}
+            quantized = tokenizer.quantizer(latents, **dropped)
         else:
             quantized = Quantized(tokenizer.vectors(codes), codes, {})
         vectors = quantized.vectors
+        if plan.perturbation and plan.kept_scales is not None:
+            raise UserError("perturbation draws all scales, codebook_drop not; set one of these regularizers to null")
         if plan.perturbation:
             vectors = tokenizer.quantizer.perturb(latents, quantized, plan.perturbation)
         views = [tokenizer.decode_vectors(vectors, plan.num_tokens)]
@@ -107,6 +111,8 @@ class TokenizerTrainee:
             load_weights(self.tokenizer, config.init, "ema")
         elif config.backbone:
             start_from(self.tokenizer, config.backbone)
+        if config.lora:
+            adapt(self.tokenizer, config.lora, config.freeze)
         context = Context(
             self.tokenizer.grid,
             self.tokenizer.image_size,
@@ -207,9 +213,11 @@ class TokenizerTrainee:
         return logged | {"not_finite": not_finite}
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        files = {"model": self.tokenizer.state_dict()}
-        if self.ema:
-            files["ema"] = self.ema.state_dict()
+        modules = {"model": self.tokenizer} | ({"ema": self.ema.module} if self.ema else {})
+        files = {name: module.state_dict() for name, module in modules.items()}
+        if self.config.lora:  # adding up cannot be undone, so what is resumed from lies beside the sums
+            files = {f"{name}_adapters": state for name, state in files.items()}
+            files |= {name: merged(module) for name, module in modules.items()}
         if self.adversary:
             files["discriminator"] = self.adversary.module.state_dict()
         return files
@@ -226,10 +234,11 @@ class TokenizerTrainee:
         return state
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
-        checkpoint.load_into(self.tokenizer, weights("model"), "model")
+        suffix = "_adapters" if self.config.lora else ""
+        checkpoint.load_into(self.tokenizer, weights(f"model{suffix}"), "model")
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
-            checkpoint.load_into(self.ema.module, weights("ema"), "ema")
+            checkpoint.load_into(self.ema.module, weights(f"ema{suffix}"), "ema")
             self.ema.updates = state["ema_updates"]
         if self.adversary:
             checkpoint.load_into(self.adversary.module, weights("discriminator"), "discriminator")

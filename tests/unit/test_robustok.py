@@ -6,6 +6,7 @@ Checks 1, 2 and 4 to 6 of RobusTok's acceptance list; the perturbation's draws a
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,12 @@ def read(config: str, *words: str) -> TrainConfig:
     return parse(TrainConfig, ["--config", str(ROOT / config), "data.root=x", "run.out=x", *words], aliases=TRAIN_FLAGS)
 
 
-TOY_WORDS = ("run.device=cpu", "model.quantizer.codebook_size=64", "regularizers.perturbation.beta=0.5")
-
-
-def toy(*words: str) -> TokenizerTrainee:
-    """The toy config, with a smaller codebook."""
-    return TokenizerTrainee(read("configs/toy/robustok.yaml", *TOY_WORDS, *words), CPU)
+def toy(*words: str, config: str = "robustok") -> TokenizerTrainee:
+    """The toy config, with a smaller codebook unless the words name another quantizer."""
+    given = ["run.device=cpu", *words]
+    if not any(word.startswith("model.quantizer=") for word in words):
+        given.insert(0, "model.quantizer.codebook_size=64")
+    return TokenizerTrainee(read(f"configs/toy/{config}.yaml", *given), CPU)
 
 
 def pixels(count: int, seed: int = 0) -> torch.Tensor:
@@ -197,12 +198,12 @@ def test_guidance_that_cannot_be_is_refused(words: list[str], said: str) -> None
 
 
 def test_the_toy_trains_on_all_of_its_parts_and_its_decoder_alone_after() -> None:
-    trainee = toy()
+    trainee = toy("regularizers.perturbation.beta=0.5")
     before = {name: value.clone() for name, value in trainee.tokenizer.named_parameters()}
     logged = trainee.step({"pixels": pixels(4)}, 0)
     assert {"train/loss_contrastive_last", "train/perturbed@delta", "train/loss_vq"} <= logged.keys()
     assert [name for name, value in trainee.tokenizer.named_parameters() if torch.equal(value, before[name])] == []
-    post = TokenizerTrainee(read("configs/toy/robustok_post.yaml", *TOY_WORDS[:2], "ema_decay=0"), CPU)
+    post = toy("ema_decay=0", config="robustok_post")
     post.tokenizer.load_state_dict(trainee.tokenizer.state_dict())
     images = pixels(4, 1).permute(0, 3, 1, 2) / 127.5 - 1
     codes = post.tokenizer.encode(images)
@@ -212,3 +213,122 @@ def test_the_toy_trains_on_all_of_its_parts_and_its_decoder_alone_after() -> Non
     assert {name.partition(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
     assert "train/loss_vq" not in logged
     assert torch.equal(post.tokenizer.encode(images), codes)
+
+
+# ------------------------------------------------------------------------- several codes a position, several scales
+
+SIZE = "codebook_size: 64, codebook_dim: 16"
+PYRAMID = f"{{name: multi_scale, {SIZE}, scales: [1, 2, 4, 8]}}"
+GROUPS = ("model.encoder.groups=2", f"model.quantizer={{name: product, groups: 2, part: {{{SIZE}}}}}")
+SCALES = (f"model.quantizer={PYRAMID}",)
+BOTH = (GROUPS[0], f"model.quantizer={{name: product, part: {PYRAMID}}}", "regularizers.perturbation.neighbours=code")
+
+
+@pytest.mark.parametrize(
+    ("words", "num_codes", "width"),
+    [(GROUPS, 128, 32), ((*SCALES, "regularizers.perturbation.neighbours=code"), 85, 16), (BOTH, 170, 32)],
+    ids=["product", "multi_scale", "both"],
+)
+def test_groups_and_scales_train_and_decode_from_codes(words: tuple[str, ...], num_codes: int, width: int) -> None:
+    trainee = toy(*words)
+    model, images = trainee.tokenizer, pixels(4).permute(0, 3, 1, 2) / 127.5 - 1
+    logged = trainee.step({"pixels": pixels(4)}, 0)
+    assert 0 < logged["train/codebook_usage"] <= 1
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    codes = model.eval().encode(images)
+    assert codes.shape == (4, num_codes) == (4, model.num_tokens) and codes.max() < 64
+    quantized = model.quantizer(model.latents(images)[0])
+    assert quantized.vectors.shape == (4, width, 8, 8)
+    torch.testing.assert_close(model.vectors(codes), quantized.vectors, rtol=1e-4, atol=1e-5)
+    moved = trainee.plan(4, 0).perturbation
+    moved.chosen = torch.tensor([True, False, True, False])
+    out = model.quantizer.perturb(model.latents(images)[0], quantized, moved)
+    changed = (out - quantized.vectors).abs().amax(dim=(2, 3)) > 1e-3
+    assert changed[[0, 2]].any(dim=1).all() and not changed[[1, 3]].any()
+    assert all(half[[0, 2]].any() for half in changed.chunk(2, dim=1))  # every group has draws of its own
+
+
+def test_finer_scales_bring_the_sum_nearer_when_they_are_fitted() -> None:
+    """With phi the identity and latents among the codes, the last scale takes up what is left exactly."""
+    model = toy(*SCALES, "regularizers.perturbation=null", "model.quantizer.l2_norm=false").tokenizer
+    layer = model.quantizer.eval()
+    for smoother in layer.smoothers:
+        torch.nn.init.dirac_(smoother.weight)
+        torch.nn.init.zeros_(smoother.bias)
+    with torch.no_grad():
+        layer.embedding.weight[:-1].zero_()
+        layer.embedding.weight[-1] = 1.0
+    latents = torch.zeros(1, 16, 8, 8)
+    latents[..., 3, 5] = 1.0
+    done = layer(latents)
+    torch.testing.assert_close(done.vectors, latents)
+    assert done.codes[0, -64:].view(8, 8)[3, 5] == 63 and (done.codes[0] == 63).sum() == 1
+
+
+def test_dropped_scales_add_nothing_and_are_not_guided() -> None:
+    words = ("regularizers.codebook_drop={share: 0.5, min_scales: 2}", "regularizers.perturbation=null")
+    trainee = toy(*SCALES, *words)
+    kept = torch.cat([trainee.plan(8, step).kept_scales for step in range(50)])
+    assert kept.unique().tolist() == [2, 3, 4] and (kept == 4).float().mean() == pytest.approx(0.5 + 0.5 / 3, abs=0.08)
+    layer, latents = trainee.tokenizer.quantizer.eval(), torch.randn(2, 16, 8, 8)
+    done = layer(latents, kept_scales=torch.tensor([2, 4]))
+    first = layer.arrange(done.codes, 8, 8)
+    coarse = sum(layer.drawn(own, scale) for scale, own in enumerate(done.codes[:, :5].split([1, 4], dim=1)))
+    torch.testing.assert_close(done.vectors[1], first[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(done.vectors[0], coarse[0], rtol=1e-4, atol=1e-5)
+    images, plan = pixels(4).permute(0, 3, 1, 2) / 127.5 - 1, trainee.plan(4, 0)
+    plan.kept_scales = torch.tensor([4, 2, 4, 4])
+    losses, done = trainee.generator_losses(images, plan)
+    rows = done.extra["contrastive_last"], done.quantized.vectors.mean(dim=(2, 3))
+    expected = 0.1 * contrastive_loss(*(x[[0, 2, 3]] for x in rows))
+    torch.testing.assert_close(losses["contrastive_last"], expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (GROUPS[1:], "makes 1 groups of tokens, quantizer 'product' takes 2"),
+        (("model.quantizer={name: multi_scale, scales: [1, 4]}",), "smoothers got 4; expected 0 to 2"),
+        (("model.quantizer={name: multi_scale, scales: [1, 2, 3, 4]}",), "expected the grid's side, 8"),
+        (("regularizers.codebook_drop={}",), "set model.quantizer.name=multi_scale"),
+        ((*SCALES, "regularizers.perturbation.beta=1"), "neighbours=code"),
+    ],
+)
+def test_groups_and_scales_that_do_not_fit_are_refused(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        toy(*words).step({"pixels": pixels(2)}, 0)
+
+
+# ------------------------------------------------------------------------------------------------ tuning methods
+
+
+def test_adapters_train_beside_a_frozen_body_and_are_saved_as_an_ordinary_tokenizer(tmp_path: Path) -> None:
+    trainee = toy("lora={encoder: 4}")
+    model = trainee.tokenizer
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for step in range(2):  # one matrix of a pair starts at zero, so the other moves in the second step
+        trainee.step({"pixels": pixels(4)}, step)
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    body = {name for name in before if name.startswith("encoder.vit.")}
+    adapters = {name for name in body if ".lora_" in name}
+    assert len(adapters) == 2 * 2 * 3 and adapters <= moved
+    assert moved & body - adapters == {"encoder.vit.norm.weight", "encoder.vit.norm.bias"}
+    assert {"encoder.latent_tokens", "decoder.to_pixel.weight", "quant_conv.weight"} <= moved
+    files = trainee.weights()
+    plain = Tokenizer(trainee.config.model).eval()
+    plain.load_state_dict(files["model"], strict=True)
+    images = pixels(4, 1).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(plain.latents(images)[0], model.eval().latents(images)[0], rtol=1e-4, atol=1e-5)
+    again = toy("lora={encoder: 4}")
+    again.load(files.__getitem__, deepcopy(trainee.state()))
+    assert all(torch.equal(value, again.weights()["ema"][name]) for name, value in files["ema"].items())
+    for one in (trainee, again):
+        one.training_pass.train()
+        one.step({"pixels": pixels(4)}, 2)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.tokenizer.state_dict().items())
+    for words, said in (("lora={quantizer: 4}", "expected encoder or decoder"), ("lora={encoder: 0}", "rank >= 1")):
+        with pytest.raises(UserError, match=said):
+            toy(words)
+    with pytest.raises(UserError, match="both lora and freeze"):
+        toy("lora={encoder: 4}", "freeze=[encoder]")

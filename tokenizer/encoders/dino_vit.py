@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.config import opt
 from common.errors import UserError
 from tokenizer.layers.vit import Vit, VitConfig
 from tokenizer.layout import Layout
@@ -15,31 +16,35 @@ from tokenizer.layout import Layout
 class DinoVitEncoder(nn.Module):
     """images (B,3,H,W) -> latents (B,D,G,G): as many latent tokens as patches, arranged like them.
 
+    With P `groups`, for a product quantizer, it makes P times as many: (B,D,P*G,G), group below group.
+
     Source: RobusTok; spec robustok 1.2.
     """
 
     @dataclass
     class Config(VitConfig):
-        pass
+        groups: int = opt(1, "latent tokens per patch; as many as the product quantizer's groups")
 
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
         self.grid = check(config, image_size, z_channels, layout)
-        self.latent_tokens = nn.Parameter(1e-6 * torch.randn(1, self.grid**2, config.width))
-        self.register_buffer("levels", level_ids(self.grid**2 + 1, self.grid**2))
+        self.groups = config.groups
+        self.latent_tokens = nn.Parameter(1e-6 * torch.randn(1, self.groups * self.grid**2, config.width))
+        self.register_buffer("levels", level_ids(self.grid**2 + 1, *[self.grid**2] * self.groups))
         self.vit = Vit(config, self.grid)
-        self.level_embedding = level_table(config.width)
+        self.level_embedding = level_table(config.width, 1 + self.groups)
 
     def tokens(self, images: Tensor) -> Tensor:
         """The latent tokens (B,G*G,D) after the last norm."""
         patches = self.vit.place(self.vit.patch_embed(images))
         # A latent token stands at the position of the patch with its number; the class token in front is dropped.
-        latents = self.vit.place(self.latent_tokens.expand(len(images), -1, -1))[:, 1:]
+        placed = [self.vit.place(group)[:, 1:] for group in self.latent_tokens.chunk(self.groups, dim=1)]
+        latents = torch.cat(placed, dim=1).expand(len(images), -1, -1)
         x = torch.cat([patches, latents], dim=1) + self.level_embedding(self.levels)
         return self.vit.run(x)[:, -latents.shape[1] :]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.tokens(images).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return self.tokens(images).transpose(1, 2).unflatten(2, (self.groups * self.grid, self.grid))
 
 
 def check(config: VitConfig, image_size: int, z_channels: int, layout: Layout) -> int:
@@ -57,13 +62,13 @@ def check(config: VitConfig, image_size: int, z_channels: int, layout: Layout) -
     return grid
 
 
-def level_ids(first: int, second: int) -> Tensor:
-    """int64 (1, first + second): 0 for the image's tokens, 1 for the latent ones."""
-    return torch.cat([torch.zeros(first, dtype=torch.int64), torch.ones(second, dtype=torch.int64)])[None]
+def level_ids(*counts: int) -> Tensor:
+    """int64 (1, sum of counts): 0 for the image's tokens, then 1, 2, ... for each group of latent ones."""
+    return torch.cat([torch.full((count,), level, dtype=torch.int64) for level, count in enumerate(counts)])[None]
 
 
-def level_table(width: int) -> nn.Embedding:
-    """Two rows, added to the image's and the latent tokens."""
-    table = nn.Embedding(2, width)
+def level_table(width: int, rows: int = 2) -> nn.Embedding:
+    """One row for the image's tokens and one for each group of latent ones, added to them."""
+    table = nn.Embedding(rows, width)
     nn.init.trunc_normal_(table.weight, std=(1 / (3 * width)) ** 0.5)
     return table

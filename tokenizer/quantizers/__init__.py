@@ -3,10 +3,12 @@
 from tokenizer.quantizers.fsq import FiniteScalarQuantizer
 from tokenizer.quantizers.kl import DiagonalGaussian
 from tokenizer.quantizers.lfq import LookupFreeQuantizer
+from tokenizer.quantizers.multi_scale import MultiScaleQuantizer
+from tokenizer.quantizers.product import ProductQuantizer
 from tokenizer.quantizers.vq import VectorQuantizer
 from tokenizer.quantizers.vq_hits import HitCountQuantizer
 
 QUANTIZERS = {
     "vq": VectorQuantizer, "vq_hits": HitCountQuantizer, "fsq": FiniteScalarQuantizer, "lfq": LookupFreeQuantizer,
-    "kl": DiagonalGaussian,
+    "multi_scale": MultiScaleQuantizer, "product": ProductQuantizer, "kl": DiagonalGaussian,
 }  # fmt: skip

@@ -42,6 +42,10 @@ class Quantizer(nn.Module):
     def latent_dim(self) -> int:
         return self.codebook_dim
 
+    def num_codes(self, cells: int) -> int:
+        """Codes of an image whose latents have this many positions."""
+        return cells
+
     def forward(self, latents: Tensor) -> Quantized:
         raise TypeError(f"{type(self).__name__} defines no forward")
 
@@ -57,6 +61,10 @@ class CodeQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         """codes int64 (...,) -> vectors (...,e), fp32."""
         raise TypeError(f"{type(self).__name__} defines no lookup")
+
+    def arrange(self, codes: Tensor, height: int, width: int) -> Tensor:
+        """codes int64 (B,L) -> vectors (B,e,H,W)."""
+        return self.lookup(codes).transpose(1, 2).unflatten(2, (height, width))
 
     def codebook(self) -> Tensor:
         """All code vectors (K,e), fp32."""

@@ -1,5 +1,6 @@
 """Regularizers: what a step decodes (plan) and which losses it adds. Each is switched on by its key in a config."""
 
+from tokenizer.regularizers.codebook_drop import CodebookDrop
 from tokenizer.regularizers.contrastive import Contrastive
 from tokenizer.regularizers.cross_length import CrossLength
 from tokenizer.regularizers.nested_dropout import NestedDropout
@@ -9,6 +10,7 @@ from tokenizer.regularizers.semantic import Semantic
 from tokenizer.regularizers.shortcut import Shortcut
 
 REGULARIZERS = {
+    "codebook_drop": CodebookDrop,
     "contrastive": Contrastive,
     "cross_length": CrossLength,
     "nested_dropout": NestedDropout,

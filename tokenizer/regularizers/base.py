@@ -23,6 +23,7 @@ class Plan:
     `num_tokens`: kept tokens of the main view (None = all N; int64 (B,) for per-image lengths).
     `also_num_tokens`: a second view from the same codes. `shortcut`: a view straight from the CNN's map.
     `semantic`: the semantic head runs on the main view. `perturbation`: the decoder sees some wrong codes.
+    `kept_scales`: int64 (B,), scales that each image keeps of a multi-scale quantizer's.
     `guides`: functions from images to features (B,z_channels), which pass through `quant_conv` into `Pass.extra`.
     """
 
@@ -36,6 +37,7 @@ class Plan:
     shortcut: bool = False
     semantic: bool = False
     perturbation: Perturbation | None = None
+    kept_scales: Tensor | None = None
     guides: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def generator(self, stream: int) -> torch.Generator:

@@ -11,7 +11,6 @@ from common.config import opt
 from common.errors import UserError
 from tokenizer.model import Pass
 from tokenizer.quantizers.perturbation import NEIGHBOURS, Perturbation, anneal
-from tokenizer.quantizers.vq import VectorQuantizer
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
 CHOSEN, UNIFORMS, RANKS = 3, 4, 5  # streams
@@ -43,7 +42,7 @@ class PerturbLatents(Regularizer):
         for name in ("alpha", "beta", "end_ratio"):
             if not 0 <= getattr(config, name) <= 1:
                 raise UserError(f"perturbation.{name} got {getattr(config, name)}; expected 0 to 1")
-        if not isinstance(context.quantizer, VectorQuantizer):
+        if not hasattr(context.quantizer, "perturb"):
             raise UserError("perturbation redraws codes of a learned codebook; set model.quantizer.name=vq")
         most = context.quantizer.codebook_size
         if not 1 <= config.delta <= most:
