@@ -18,8 +18,12 @@ SMALL = {
     "fsq": {"levels": [4, 3, 5]},
     "lfq": {"codebook_size": 32},
     "kl": {"dim": 4, "weight": 0.1},
+    "multi_scale": {"codebook_size": 32, "codebook_dim": 4, "scales": [1, 2, 3], "smoothers": 2},
+    "product": {"groups": 2, "part": {"name": "vq", "codebook_size": 32, "codebook_dim": 4}},
 }
+SEVERAL = ("multi_scale", "product")  # codes a position
 WITH_CODES = [name for name, part in QUANTIZERS.items() if part is not DiagonalGaussian]
+WITH_A_CODE_A_POSITION = [name for name in WITH_CODES if name not in SEVERAL]
 
 
 def small(name: str, **changes: object) -> Quantizer:
@@ -27,9 +31,14 @@ def small(name: str, **changes: object) -> Quantizer:
     return build("tokenizer.quantizers:QUANTIZERS", {"name": name, **SMALL[name], **changes})
 
 
+def grid(quantizer: Quantizer) -> tuple[int, int]:
+    return (3, 3) if hasattr(quantizer, "scales") else (3, 5)
+
+
 def latents_for(quantizer: Quantizer) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(2, quantizer.latent_dim, 3, 5, generator=generator).requires_grad_()
+    height, width = grid(quantizer)
+    shape = (2, quantizer.latent_dim, getattr(quantizer, "groups", 1) * height, width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -38,7 +47,7 @@ def test_vectors_are_fp32_and_pass_gradients_to_every_latent_channel(name: str) 
     latents = latents_for(quantizer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         done = quantizer(latents)
-    assert done.vectors.shape == (2, quantizer.codebook_dim, 3, 5) and done.vectors.dtype == torch.float32
+    assert done.vectors.shape == (2, quantizer.codebook_dim, *grid(quantizer)) and done.vectors.dtype == torch.float32
     assert all(loss.dim() == 0 and loss.isfinite() for loss in done.losses.values())
     (done.vectors.square().sum() + sum(done.losses.values())).backward()
     assert (latents.grad.abs().amax(dim=(0, 2, 3)) > 0).all()
@@ -56,13 +65,13 @@ def test_evaluation_adds_no_losses_and_is_deterministic(name: str) -> None:
 def test_codes_stand_for_the_vectors(name: str) -> None:
     quantizer = small(name).eval()
     done = quantizer(latents_for(quantizer))
-    assert done.codes.shape == (2, 15) and done.codes.dtype == torch.int64
+    height, width = grid(quantizer)
+    assert done.codes.shape == (2, quantizer.num_codes(height * width)) and done.codes.dtype == torch.int64
     assert done.codes.min() >= 0 and done.codes.max() < quantizer.codebook_size
-    looked_up = quantizer.lookup(done.codes).transpose(1, 2).unflatten(2, (3, 5))
-    torch.testing.assert_close(done.vectors, looked_up, rtol=0, atol=1e-5)
+    torch.testing.assert_close(done.vectors, quantizer.arrange(done.codes, height, width), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", WITH_CODES)
+@pytest.mark.parametrize("name", WITH_A_CODE_A_POSITION)
 def test_every_code_can_be_reached_and_then_counts_as_used(name: str) -> None:
     quantizer = small(name).train()
     codebook = quantizer.codebook().detach()
@@ -113,7 +122,7 @@ def test_the_kl_term_is_that_of_a_normal_distribution_and_samples_spread() -> No
 
 
 @pytest.mark.parametrize("kind", ["hybrid_1d", "hybrid_2d", "cnn"])
-@pytest.mark.parametrize("name", [name for name in QUANTIZERS if name != "vq_hits"])
+@pytest.mark.parametrize("name", [name for name in QUANTIZERS if name not in ("vq_hits", *SEVERAL)])
 def test_a_tokenizer_works_with_each(name: str, kind: str) -> None:
     model = make(kind, quantizer={"name": name, **SMALL[name]})
     vectors = model.encode_vectors(images())

@@ -17,7 +17,7 @@ class DiagonalGaussian(Quantizer):
     """latents (B,2e,H,W), mean and log variance -> vectors (B,e,H,W): a sample in training, the mean in evaluation.
 
     Loss: kl = weight * mean over images of 0.5 * sum (mean^2 + variance - 1 - log variance). There are no codes:
-    `codebook_size` and `lookup` raise UserError.
+    `codebook_size` and `arrange` raise UserError.
     Source: Kingma and Welling 2013; latent diffusion (Rombach et al. 2022); spec tokenizer 2.2 and 9.
     """
 
@@ -37,7 +37,7 @@ class DiagonalGaussian(Quantizer):
     def codebook_size(self) -> int:
         raise UserError(NO_CODES)
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def arrange(self, codes: Tensor, height: int, width: int) -> Tensor:
         raise UserError(NO_CODES)
 
     def forward(self, latents: Tensor) -> Quantized:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from common.config import build, opt, part
-from common.errors import UserError
 from tokenizer.quantizers.base import Quantized, Quantizer
 from tokenizer.quantizers.perturbation import Perturbation
 
@@ -29,8 +28,6 @@ class ProductQuantizer(Quantizer):
     def __init__(self, config: Config):
         parts = [build("tokenizer.quantizers:QUANTIZERS", config.part) for _ in range(config.groups)]
         super().__init__(config, config.groups * parts[0].codebook_dim)
-        if not hasattr(parts[0], "codebook_size"):
-            raise UserError(f"a product of {config.part['name']!r} has no codes; set model.quantizer.part.name=vq_hits")
         self.parts, self.groups = nn.ModuleList(parts), config.groups
         self.codebook_size = parts[0].codebook_size
 
