@@ -172,7 +172,8 @@ def test_nothing_learns_from_an_untrained_teacher() -> None:
 def test_guidance_is_contrastive_between_teacher_and_clean_codes() -> None:
     trainee = toy("regularizers.perturbation.beta=1.0", "regularizers.perturbation.delta=64")
     images = pixels(4).permute(0, 3, 1, 2) / 127.5 - 1
-    losses, done = trainee.generator_losses(images, trainee.plan(4, 0))
+    plan = trainee.plan(4, 0)
+    losses, done = trainee.generator_losses(images, plan)
     model, teacher = trainee.tokenizer, trainee.regularizers[0].teacher
     guide = model.quant_conv(teacher(images).mean(dim=1)[..., None, None]).flatten(1)
     expected = 0.1 * contrastive_loss(guide, done.quantized.vectors.mean(dim=(2, 3)))
@@ -181,7 +182,7 @@ def test_guidance_is_contrastive_between_teacher_and_clean_codes() -> None:
     losses["contrastive_last"].backward()
     assert model.quant_conv.weight.grad.any() and model.encoder.latent_tokens.grad.any()
     trainee.regularizers[0].config.on = "perturbed"
-    assert trainee.regularizers[0].losses(images, done, None)["contrastive_last"] != expected
+    assert trainee.regularizers[0].losses(images, done, plan)["contrastive_last"] != expected
 
 
 @pytest.mark.parametrize(
