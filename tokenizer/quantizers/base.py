@@ -64,7 +64,9 @@ class CodeQuantizer(Quantizer):
 
     def arrange(self, codes: Tensor, height: int, width: int) -> Tensor:
         """codes int64 (B,L) -> vectors (B,e,H,W)."""
-        return self.lookup(codes).transpose(1, 2).unflatten(2, (height, width))
+        vectors = self.lookup(codes).transpose(1, 2)
+        # By a map's strides convolutions choose their kernel; these are the same for one image and for several.
+        return vectors.unsqueeze(2) if height == 1 else vectors.unflatten(2, (height, width))
 
     def codebook(self) -> Tensor:
         """All code vectors (K,e), fp32."""
