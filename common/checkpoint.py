@@ -6,8 +6,9 @@
         config.json             the resolved config of the run
         manifest.json           sizes and sha256 of the files above; written last
 
-A folder without a matching manifest is not a checkpoint and is never resumed from. Only three names occur: a folder
-is written as `<step>.partial`, renamed to `<step>`, and renamed to `<step>.pruned` before it is deleted.
+A folder without a matching manifest is not a checkpoint and is never resumed from. A folder is written as
+`<step>.partial`, renamed to `<step>`, and renamed to `<step>.pruned` before it is deleted; one that was damaged later
+is found by a resume and set aside as `<step>.damaged`.
 """
 
 from __future__ import annotations
@@ -92,12 +93,27 @@ def folder(run: str | Path, step: int) -> Path:
     return Path(run) / "checkpoints" / f"{step:07d}"
 
 
-def newest(run: str | Path, intact: bool = False) -> Path | None:
-    """The newest complete checkpoint of a run, or None; `intact` also reads it and compares the hashes."""
+def newest(run: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
     for folder in sorted(_candidates(Path(run)), reverse=True):
-        if is_complete(folder) and not (intact and damaged(folder)):
+        if is_complete(folder):
             return folder
     return None
+
+
+def recover(run: str | Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint of a run whose files are what was written, or None, for the one process that will go on.
+
+    Newer folders that are not are set aside as `<step>.damaged` and returned, too.
+    """
+    aside = []
+    for folder in sorted(_candidates(Path(run)), reverse=True):
+        if is_complete(folder) and not damaged(folder):
+            return folder, aside
+        aside.append(folder.with_name(folder.name + ".damaged"))
+        shutil.rmtree(aside[-1], ignore_errors=True)
+        os.rename(folder, aside[-1])
+    return None, aside
 
 
 def damaged(folder: Path) -> list[str]:

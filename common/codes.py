@@ -46,16 +46,28 @@ class CodeStore(Dataset):
                 f"{str(path)!r} is no code store ({Path(error.filename).name} is missing); make one with "
                 "autoregressive.extract_codes and pass it as --code-path"
             ) from error
-        except (OSError, ValueError) as error:
+        except Exception as error:  # numpy's and JSON's readers raise many kinds for damaged files
             raise UserError(f"code store {str(path)!r} is damaged ({error}); extract it again") from error
-        missing = [key for key in REQUIRED if key not in self.meta]
+        missing = [key for key in REQUIRED if not isinstance(self.meta, dict) or key not in self.meta]
         if missing:
             raise UserError(f"code store {str(path)!r}: meta.json lacks {', '.join(missing)}; extract it again")
         expected = tuple(self.meta[key] for key in ("num_images", "num_augmentations", "num_tokens"))
+        if self._codes.dtype.kind not in "iu" or self.labels.dtype.kind not in "iu":
+            raise UserError(
+                f"code store {str(path)!r} is damaged: codes are {self._codes.dtype}, labels {self.labels.dtype}, "
+                "expected integers; extract it again"
+            )
+        if not isinstance(self.meta["classes"], list) or not isinstance(self.meta["codebook_size"], int):
+            raise UserError(f"code store {str(path)!r} is damaged: meta.json has other types; extract it again")
         if self._codes.shape != expected or self.labels.shape != expected[:1]:
             raise UserError(
                 f"code store {str(path)!r} is damaged: codes are {self._codes.shape}, meta.json says {expected}; "
                 "extract it again"
+            )
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.meta["classes"]):
+            raise UserError(
+                f"code store {str(path)!r} is damaged: labels are {self.labels.min()} to {self.labels.max()}, but "
+                f"there are {len(self.meta['classes'])} classes; extract it again"
             )
         self.num_tokens = num_tokens or self.meta["num_tokens"]
         if self.num_tokens > self.meta["num_tokens"]:
@@ -78,10 +90,10 @@ class CodeStore(Dataset):
         else:
             index, augmentation = item, 0
         codes = self._codes[index, augmentation, : self.num_tokens].astype(np.int64)
-        if codes.max() >= self.codebook_size:
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
             raise UserError(
-                f"code store {str(self.path)!r} is damaged: image {index} has code {codes.max()}, the codebook ends at "
-                f"{self.codebook_size - 1}; extract it again"
+                f"code store {str(self.path)!r} is damaged: image {index} has codes {codes.min()} to {codes.max()}, "
+                f"the codebook ends at {self.codebook_size - 1}; extract it again"
             )
         return {"codes": codes, "label": int(self.labels[index]), "index": index}
 

@@ -156,7 +156,8 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
             raise UserError(f"unknown key {dotted!r}{_nearest(str(key), fields)}; known here: {', '.join(fields)}")
         nested = nested_schema(schema, key)
         if nested:
-            deep[key] = None if value is None else resolve(nested, _mapping(value, dotted), where=dotted)
+            absent = value is None and type(None) in getattr(_hints(schema)[key], "__args__", ())
+            deep[key] = None if absent else resolve(nested, _mapping(value, dotted), where=dotted)
         elif {"part", "parts"} & fields[key].metadata.keys():
             deep[key] = value
         else:

@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError
 
+# Every decoder is a way in: formats outside this list (PostScript among them) are not tried whatever the file says.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+MOST_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
+LARGEST_ASPECT = 64  # a 1 x 60000 image would become 256 x 15 million pixels when its short side is resized
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
@@ -41,15 +45,27 @@ def from_pixels(pixels: Tensor) -> Tensor:
 def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """An image file as RGB; with `content`, the file's bytes, `path` only names it.
 
-    Raises: UserError naming the file when it is missing, truncated or no image at all.
+    The content decides what a file is, not its suffix. Palettes, grey and CMYK are converted, 16-bit grey keeps its
+    upper byte, transparency is dropped (what lies under it is used).
+
+    Raises: UserError naming the file when it is missing, truncated, none of `FORMATS`, has floats for pixels, or is
+    too large or too narrow to be decoded safely.
     """
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as opened:
+        with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MOST_PIXELS or max(width, height) > LARGEST_ASPECT * min(width, height):
+                raise ValueError(f"{width} x {height} pixels are too many or too narrow")
+            if opened.mode in ("F", "I"):
+                raise ValueError(f"its pixels are {'floats' if opened.mode == 'F' else '32-bit integers'}")
+            if opened.mode.startswith("I;16"):  # Pillow's own conversion would cut everything above 255
+                return Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
             return opened.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"image {str(path)!r} does not exist; it was listed when the job started") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {str(path)!r} cannot be read ({error}); replace or remove this file") from error
+    except Exception as error:  # Pillow's decoders raise nearly every kind for damaged files
+        reason = str(error) or type(error).__name__
+        raise UserError(f"image {str(path)!r} cannot be read ({reason}); replace or remove this file") from error
 
 
 def write_png(path: str | Path, pixels: np.ndarray) -> None:

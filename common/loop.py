@@ -241,8 +241,10 @@ class _Run:
 
     def resume(self) -> int:
         """Load the newest complete checkpoint, if any, and say which; returns the step to go on from."""
-        found = checkpoint.newest(self.out, intact=True) if self.world.is_main else None
+        found, aside = checkpoint.recover(self.out) if self.world.is_main else (None, [])
         found = dist.gather_objects(found)[0]  # every rank loads what the first has read in full
+        if aside:
+            self.logger.say(f"warning: damaged checkpoints were set aside: {', '.join(map(str, aside))}")
         if found is None:
             if self.world.is_main:
                 trim_metrics(self.out, 0)
@@ -260,6 +262,7 @@ class _Run:
         self.guard.load(state["guard"])
         if self.world.is_main:
             trim_metrics(self.out, state["step"])
+            checkpoint.prune(self.out, self.config.keep_last, self.config.milestone_every)
         self.logger.say(f"resuming from {found} at step {state['step']}")
         changed = [key for key, value in _flat(self.run_config).items() if _flat(before).get(key) != value]
         if changed:

@@ -289,7 +289,9 @@ def open_images(path: Path, batch_size: int) -> tuple[Iterator[np.ndarray], int]
 def read_statistics(path: Path) -> tuple[np.ndarray, ...] | None:
     """`mu`, `sigma`, `mu_s`, `sigma_s` of a reference that carries all four."""
     with np.load(path, allow_pickle=False) as archive:
-        return tuple(archive[key] for key in STATISTICS) if set(STATISTICS) <= set(archive.files) else None
+        if not set(STATISTICS) <= set(archive.files):
+            return None
+        return tuple(finite(archive[key]) for key in STATISTICS)
 
 
 # ---------------------------------------------------------------------------------------------------- the formulas

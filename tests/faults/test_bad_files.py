@@ -1,0 +1,326 @@
+"""Files that are damaged, foreign or hostile: refused with a sentence, never wrongly accepted, never a hang.
+
+Ten times as many mutations: python -m pytest -m slow tests/faults/test_bad_files.py
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import signal
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from common import checkpoint, config, torchfile
+from common.codes import CodeStore
+from common.data import ImageFolder, stream
+from common.errors import UserError
+from common.images import read_image, read_npz
+from common.shards import ImageShards, make_index, pack, unpack
+from evaluations import npz
+from evaluations.c2i import evaluator
+from tokenizer.config import TrainConfig
+
+SUFFIXES = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+COLOURS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+
+@contextmanager
+def in_time(seconds: int = 10) -> Iterator[None]:
+    """A hang becomes a failure."""
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError(f"still busy after {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Flip bits, cut, repeat, overwrite or replace."""
+    changed, kind = bytearray(content), rng.randrange(6)
+    at = rng.randrange(max(1, len(content)))
+    if kind <= 1 and content:
+        for _ in range(rng.choice((1, 1, 4, 32))):
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    elif kind == 2:
+        del changed[at:]
+    elif kind == 3:
+        changed[at:at] = changed[at : at + rng.randrange(1, 64)]
+    elif kind == 4:
+        changed[at : at + 16] = rng.randbytes(16)
+    else:
+        changed = bytearray(rng.choice((b"", b"\0" * len(content), b"<html>404</html>", rng.randbytes(100))))
+    return bytes(changed)
+
+
+# ----------------------------------------------------------------------------------------------- images by hand
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=kind)
+    return file.getvalue()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """The header of a huge picture and hardly any data."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+RGB = Image.fromarray(COLOURS)
+REFUSED = {
+    "empty": b"",
+    "text": b"not an image",
+    "truncated": encoded(RGB)[:-700],
+    "truncated_jpeg": encoded(RGB, "JPEG")[:-200],
+    "bomb": png_of(60000, 60000),
+    "large": png_of(12000, 11000),
+    "narrow": png_of(60000, 1),
+    "gif": encoded(RGB.convert("P"), "GIF"),
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n",
+    "float": encoded(Image.fromarray(COLOURS[..., 0].astype(np.float32)), "TIFF"),
+    "int32": encoded(Image.fromarray(COLOURS[..., 0].astype(np.int32)), "TIFF"),
+}
+READ = {
+    "palette": (encoded(RGB.quantize(256)), 60),
+    "cmyk": (encoded(RGB.convert("CMYK"), "TIFF"), 1),
+    "alpha": (encoded(RGB.convert("RGBA")), 0),
+    "grey_alpha": (encoded(RGB.convert("LA")), 255),
+    "misnamed": (encoded(RGB, "BMP"), 0),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(REFUSED[name])
+    with in_time(), pytest.raises(UserError, match=r"bad\.png.*cannot be read") as caught:
+        read_image(tmp_path / "bad.png")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_converted(name: str, tmp_path: Path) -> None:
+    content, tolerance = READ[name]
+    (tmp_path / "odd.png").write_bytes(content)
+    found = np.asarray(read_image(tmp_path / "odd.png")).astype(int)
+    assert found.shape == COLOURS.shape and np.abs(found - COLOURS).max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_upper_byte(kind: str) -> None:
+    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    found = np.asarray(read_image("x", encoded(Image.fromarray(values), kind)))
+    assert np.array_equal(found, np.repeat((values >> 8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_sentence_of_a_worker_process_is_one_line(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        next(iter(stream(ImageFolder(tmp_path, 8), 1, 0, 1, 0, 0, 1, workers)))
+    assert str(caught.value).startswith("image '") and "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------------- mutations
+
+
+class Kinds:
+    """For each kind of file: a folder that is good, the files to damage, a reader, and what it must return or raise."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def image(self, rng: random.Random) -> None:
+        """Any picture is accepted that is a picture: the formats without checksums cannot tell a flipped bit."""
+        kind = rng.choice(sorted(SUFFIXES))
+        path = self.root / f"image.{SUFFIXES[kind]}"
+        path.write_bytes(mutate(encoded(RGB, kind), rng))
+        image = read_image(path)
+        assert image.mode == "RGB" and max(image.size) <= 64 * min(image.size)
+
+    def checkpoint(self, rng: random.Random) -> None:
+        weights = {"model": {"a": torch.arange(300.0), "b": torch.ones(2, 2)}}
+        folder = checkpoint.save(self.root, 1, weights, {"optimizer": {"k": torch.ones(5)}}, {"model": {"x": 1}})
+        victim = rng.choice(sorted(folder.iterdir()))
+        before = victim.read_bytes()
+        victim.write_bytes(mutate(before, rng))
+        accepted = checkpoint.resolve_folder(folder)
+        found = checkpoint.read_weights(accepted, "model")
+        assert all(torch.equal(found[key], value) for key, value in weights["model"].items())
+        assert torch.equal(checkpoint.read_state(accepted)["optimizer"]["k"], torch.ones(5))
+        assert checkpoint.read_config(accepted) == {"model": {"x": 1}}
+
+    def released(self, rng: random.Random) -> None:
+        """The archive's own checksums tell damage."""
+        path, tensors = self.root / "released.pt", {"model": {"a": torch.arange(300.0)}}
+        torch.save(tensors, path)
+        path.write_bytes(mutate(path.read_bytes(), rng))
+        found = torchfile.read(path)
+        assert torch.equal(found["model"]["a"], tensors["model"]["a"])
+
+    def codes(self, rng: random.Random) -> None:
+        """Values are checked against the vocabulary; codes that stay inside it cannot be told from others."""
+        folder = self.root / "codes"
+        folder.mkdir(exist_ok=True)
+        about = {"num_images": 6, "num_augmentations": 2, "num_tokens": 8, "codebook_size": 20, "classes": ["a", "b"]}
+        (folder / "meta.json").write_text(json.dumps({**about, "tokenizer": None}))
+        np.save(folder / "codes.npy", np.random.default_rng(0).integers(0, 20, (6, 2, 8)).astype(np.uint16))
+        np.save(folder / "labels.npy", np.array([0, 1, 0, 1, 0, 1]))
+        victim = folder / rng.choice(("meta.json", "codes.npy", "labels.npy"))
+        victim.write_bytes(mutate(victim.read_bytes(), rng))
+        store = CodeStore(folder)
+        for index in range(len(store)):
+            item = store[index]
+            assert item["codes"].dtype == np.int64 and 0 <= item["codes"].min() <= item["codes"].max()
+            assert item["codes"].max() < store.codebook_size and 0 <= item["label"] < len(store.classes)
+
+    def pixels(self, rng: random.Random) -> None:
+        """Both readers of `.npz`."""
+        path = self.root / "pixels.npz"
+        np.savez(path, arr_0=np.stack([COLOURS] * 3))
+        path.write_bytes(mutate(path.read_bytes(), rng))
+        blocks = np.concatenate(list(npz.stream(path, 2)))
+        assert np.array_equal(blocks, read_npz(path))
+        assert blocks.dtype == np.uint8 and blocks.ndim == 4
+
+    def settings(self, rng: random.Random) -> None:
+        path = self.root / "settings.yaml"
+        good = yaml.safe_dump({"model": {"image_size": 32}, "run": {"out": "x", "steps": 3}, "data": {"root": "x"}})
+        wrong = rng.choice(("[1, 2]", "null", "1e999", "{}", "'text'", "!!python/object:os.system x", "*a", "${a"))
+        text = good.replace(rng.choice(("32", "3", "x")), wrong, 1) if rng.random() < 0.5 else None
+        path.write_bytes(text.encode() if text else mutate(good.encode(), rng))
+        parsed = config.parse(TrainConfig, ["--config", str(path)])
+        assert isinstance(parsed.model.image_size, int) and isinstance(parsed.run.steps, int)
+
+
+NAMES = [name for name in vars(Kinds) if not name.startswith("_")]
+
+
+def mutations(name: str, count: int, root: Path) -> None:
+    refused = 0
+    for number in range(count):
+        try:
+            with in_time():
+                getattr(Kinds(root), name)(random.Random(f"{name}{number}"))
+        except UserError as error:
+            assert str(error).strip(), number
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"mutation {number} of {name} ended in {error!r}") from error
+    print(f"{name}: {refused} of {count} refused")
+    assert refused >= count // 4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_mutated_files(name: str, tmp_path: Path) -> None:
+    mutations(name, 85, tmp_path)  # 510 in all
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_many_mutated_files(name: str, tmp_path: Path) -> None:
+    mutations(name, 850, tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- what lies in them
+
+
+def test_statistics_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    good = {"mu": np.zeros(3), "sigma": np.eye(3), "mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    np.savez(tmp_path / "good.npz", **good)
+    assert evaluator.read_statistics(tmp_path / "good.npz")[0].shape == (3,)
+    np.savez(tmp_path / "bad.npz", **{**good, "mu_s": np.array([0.0, np.nan, 0.0])})
+    with pytest.raises(evaluator.UnusableError, match="NaN or infinity"):
+        evaluator.read_statistics(tmp_path / "bad.npz")
+
+
+def test_pixels_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    pixels = np.full((1, 4, 4, 3), 7.0)
+    pixels[0, 1, 1, 1] = np.nan
+    np.savez(tmp_path / "x.npz", arr_0=pixels)
+    with pytest.raises(UserError, match=r"outside 0\.\.255"):
+        list(npz.stream(tmp_path / "x.npz", 1, any_type=True))
+    with pytest.raises(UserError, match="expected uint8"):
+        read_npz(tmp_path / "x.npz")
+
+
+def _hostile(name: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with tarfile.open(path, "w") as archive:
+            for member, content in ((f"{name}.png", encoded(RGB)), (f"{name}.cls", b"0")):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["../escaped", "../../../escaped", "/tmp/survive-escaped", "a/../../escaped"])
+def test_members_of_shards_cannot_leave_their_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    _hostile(name)(tmp_path / "shards" / "000000.tar")
+    make_index(tmp_path / "shards")
+    assert len(ImageShards(tmp_path / "shards", 8)) == 1  # read by offset: where its name leads does not matter
+    with suppress(UserError):  # where the name would lead out; the others end up below the folder
+        unpack(tmp_path / "shards", tmp_path / "deep" / "out")
+    written = list(tmp_path.rglob("*escaped.png"))
+    assert all("out" in path.parts or "out.partial" in path.parts for path in written)
+    assert not Path("/tmp/survive-escaped.png").exists()
+
+
+def test_links_in_shards_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(encoded(RGB))
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "000000.tar", "w") as archive:
+        link = tarfile.TarInfo("x.png")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret.png")
+        archive.addfile(link)
+    assert make_index(tmp_path / "shards") == 0
+
+
+def test_names_inside_archives_of_weights_are_not_paths(tmp_path: Path) -> None:
+    """Nothing of a .pt or .npz is ever written to disk under a name it brings along."""
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("../../escaped/data.pkl", b"\x80\x02}q\x00.")
+    with suppress(UserError):
+        torchfile.read(tmp_path / "x.pt")
+    assert [path.name for path in tmp_path.rglob("*")] == ["x.pt"] and not list(tmp_path.parent.glob("escaped"))
+
+
+def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for index in range(4):
+        (tmp_path / "images" / "a" / f"{index}.png").write_bytes(encoded(RGB))
+    pack(tmp_path / "images", tmp_path / "shards")
+    tar = next((tmp_path / "shards").glob("*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-3000])
+    with pytest.raises(UserError, match="changed since they were indexed"):
+        ImageShards(tmp_path / "shards", 8)
