@@ -21,6 +21,7 @@ from typing import Any
 from common import config
 from common.config import opt
 from common.errors import UserError
+from common.interrupts import CTRL_C, REQUEUE
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "quickstart"
@@ -116,7 +117,7 @@ def run(options: QuickstartConfig, spend: Callable[[list[str]], tuple[int, float
         start = time.perf_counter()
         status, gigabytes = (spend or _spend)(words)
         ledger.add(stage, words, time.perf_counter() - start, gigabytes, finished=status == 0)
-        if status in (130, 143, -2, -15):
+        if status in (CTRL_C, REQUEUE, -2, -15):
             raise KeyboardInterrupt
         if status != 0:
             raise UserError(f"stage {stage!r} ended with status {status}; its message is above")

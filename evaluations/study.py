@@ -25,12 +25,13 @@ from typing import Any
 
 from common.config import read_yaml
 from common.errors import UserError
+from common.interrupts import CTRL_C, REQUEUE
 
 __all__ = ["Spread", "Stage", "above", "markdown", "run"]
 
 ROOT = Path(__file__).parents[1]
 POLL_SECONDS = 2.0
-INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+INTERRUPTED = (CTRL_C, REQUEUE, -signal.SIGINT, -signal.SIGTERM)
 
 
 @dataclass(frozen=True)

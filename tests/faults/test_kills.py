@@ -50,7 +50,13 @@ def test_random_kills_change_nothing(
 
 
 @pytest.mark.parametrize(
-    ("place", "rank"), [("step", 1), ("all_reduce", 1), ("all_reduce", 0), ("half:model.safetensors", 0)]
+    ("place", "rank"),
+    [
+        ("all_reduce", 1),
+        ("half:model.safetensors", 0),
+        pytest.param("all_reduce", 0, marks=pytest.mark.slow),
+        pytest.param("step", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_kill_of_one_of_two_ranks(
     place: str, rank: int, data: Path, whole: Callable[..., Path], tmp_path: Path
@@ -72,7 +78,7 @@ def test_an_exception_on_any_rank_is_in_the_log(data: Path, tmp_path: Path) -> N
     assert "rank 1 failed: Traceback" in said and "InjectedError: on purpose" in said
 
 
-@pytest.mark.parametrize("kind", ["generator", "tokenizer"])
+@pytest.mark.parametrize("kind", ["generator", pytest.param("tokenizer", marks=pytest.mark.slow)])
 def test_another_number_of_ranks_goes_on_with_the_same_batches(kind: str, data: Path, tmp_path: Path) -> None:
     """To rounding, because sums are added up in another order. What is drawn per rank (dropout inside the model) and
     what remembers per rank (the ring of used codes) is switched off; small steps, so that rounding stays rounding.
