@@ -123,7 +123,7 @@ class _Run:
         self.averages, self.guard = Averages(), NotFinite(config, world.rank, name)
         self.saver = Saver(config, run_config, meta)
         self.logger = Logger(self.out, log, world, run_config)
-        self.since, self.counted = time.perf_counter(), 0
+        self.since, self.counted, self.save_s = time.perf_counter(), 0, 0.0
 
     def train(self, loader: Callable[[int, int], Iterable[dict[str, Tensor]]]) -> Path:
         start = self.resume()
@@ -188,6 +188,7 @@ class _Run:
             figures |= {
                 "time/step_s": (time.perf_counter() - self.since) / self.counted,
                 "time/data_s": feed.waited_s / self.counted,
+                "time/save_s": self.save_s,  # how long checkpoints have held the run since the last line
                 "memory/peak_gb": peak_memory_gb(),
             }
             self.logger.metrics(done, figures)
@@ -202,13 +203,14 @@ class _Run:
             self.restart_clock(feed)
 
     def restart_clock(self, feed: Feed) -> None:
-        self.since, self.counted, feed.waited_s = time.perf_counter(), 0, 0.0
+        self.since, self.counted, self.save_s, feed.waited_s = time.perf_counter(), 0, 0.0, 0.0
 
     def is_due(self, done: int) -> bool:
         return done % self.config.checkpoint_every == 0 or done == self.last
 
     def save(self, done: int) -> None:
         """A checkpoint. Every rank takes part: what it holds may be spread over them."""
+        began = time.perf_counter()
         weights = self.trainee.weights()
         state = {
             **self.trainee.state(), "step": done, "averages": self.averages.state(), "guard": self.guard.state(),
@@ -220,6 +222,7 @@ class _Run:
             except UserError as error:
                 failure = error
         _raise_together(failure, self.world)
+        self.save_s += time.perf_counter() - began
 
     def finish_saving(self) -> None:
         """Until the last checkpoint is on disk. Raises: UserError on every rank when it could not be written."""
