@@ -268,13 +268,14 @@ def parse(
     aliases: Mapping[str, Alias] | None = None,
     about: str = "",
     default_config: str | None = None,
+    translate: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Any:
     """Read a job's command line.
 
     Understood, freely mixed: `--config FILE` (repeatable), `key.sub=value`, `--key.sub value`,
     `--flag value`, `--flag=value`, `--flag` / `--no-flag` for booleans, `--dry-run` (print the resolved
     config and exit), `--help`. Every top-level field of `schema` is also a flag (`_` written as `-`);
-    `aliases` adds the spellings of the papers' READMEs.
+    `aliases` adds the spellings of the papers' READMEs, `translate` turns their YAML files into ours.
 
     Raises: UserError for anything not understood. SystemExit(0) after --help and --dry-run.
     """
@@ -298,7 +299,7 @@ def parse(
             if not equals:
                 raise UserError(f"got {word!r}; expected --flag VALUE or key=value (see --help)")
             if key == "config":
-                raw = merge(raw, respell(read_yaml(value), aliases))
+                raw = merge(raw, respell(translate(read_yaml(value)), aliases))
                 continue
             entries = _flag_entries(schema, key, value, aliases) if key in aliases else [word]
         else:
@@ -311,7 +312,7 @@ def parse(
                     value = argv[at]
                     at += 1
             if flag == "config" or (flag == "model-config" and not _is_known(schema, flag, aliases)):
-                raw = merge(raw, respell(read_yaml(value), aliases))
+                raw = merge(raw, respell(translate(read_yaml(value)), aliases))
                 continue
             entries = _flag_entries(schema, flag, value, aliases)
         for entry in entries:

@@ -9,6 +9,7 @@ from common import config
 from common.flags import joined
 from tokenizer.config import TrainConfig
 from tokenizer.legacy import TRAIN_FLAGS
+from tokenizer.robustok_yaml import from_robustok
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def post_train() -> None:
 
 def train(flags: Mapping[str, config.Alias]) -> None:
     argv = joined(sys.argv[1:], "results/tokenizers/vq")
-    settings = config.parse(TrainConfig, argv, aliases=flags, about=__doc__)
+    settings = config.parse(TrainConfig, argv, aliases=flags, about=__doc__, translate=from_robustok)
     from tokenizer.trainer import run
 
     run(settings)
