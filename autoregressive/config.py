@@ -68,6 +68,15 @@ class GeneratorOptimConfig(OptimConfig):
 
 
 @dataclass
+class RegressionConfig:
+    """Hidden states that also regress the tokenizer's code vectors (autoregressive/regression.py)."""
+
+    weight: float = opt(1.0, "factor of both losses")
+    current_layer: int = opt(1, "block (1-based) whose state regresses the vector of the code fed last")
+    next_layer: int | None = opt(None, "block whose state regresses the vector of the next code; null = the last")
+
+
+@dataclass
 class TrainConfig:
     """Everything `python -m autoregressive.train` reads."""
 
@@ -76,6 +85,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     optim: GeneratorOptimConfig = field(default_factory=GeneratorOptimConfig)
     input_noise: float = opt(0.0, "probability that an input code is replaced by a random one (targets stay)")
+    regression: RegressionConfig | None = opt(None, "embedding regression; {} = its defaults; needs data.vq_ckpt")
     ema_decay: float = opt(0.0, "decay of a weight average kept beside the model; 0 = none")
     log: LogConfig = field(default_factory=LogConfig)
 

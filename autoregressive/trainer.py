@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from autoregressive.config import TrainConfig
 from autoregressive.pairing import load_tokenizer
+from autoregressive.regression import RegressedGenerator
 from autoregressive.validation import position_losses
 from common import checkpoint, dist, loop, optim
 from common.codes import CodeStore
@@ -94,10 +95,23 @@ class GeneratorTrainee:
         self.config, self.world, self.source = config, world, source
         torch.manual_seed(config.run.seed)
         self.model = build("autoregressive.models:GENERATORS", config.model).to(world.device)
-        self.wrapped = dist.wrap(self.model, config.run.parallel, world).train()
-        self.optimizer = optim.adamw(self.model, config.optim)
+        self.regressed = self._regressed() if config.regression else None
+        trained = self.regressed or self.model
+        self.wrapped = dist.wrap(trained, config.run.parallel, world).train()
+        self.optimizer = optim.adamw(trained, config.optim)
         self.ema = optim.Ema(self.model, config.ema_decay) if config.ema_decay else None
         self.held_out = self._held_out() if config.run.validate_every else None
+
+    def _regressed(self) -> RegressedGenerator:
+        data = self.config.data
+        if not data.vq_ckpt:
+            raise UserError("regression needs the tokenizer's code vectors; give --vq-ckpt RUN, or set regression=null")
+        tokenizer = self.source.tokenizer or load_tokenizer(
+            data.vq_ckpt, data.weights, self.world.device, data.image_size, data.tok_config
+        )
+        codes = torch.arange(self.model.codebook_size, device=self.world.device)
+        codebook = tokenizer.quantizer.lookup(codes)
+        return RegressedGenerator(self.model, self.config.regression, codebook).to(self.world.device)
 
     def _held_out(self) -> CodeStore:
         if not self.config.data.val_codes:
@@ -112,15 +126,20 @@ class GeneratorTrainee:
         codes, labels = self.source.codes(batch), batch["label"]
         drop, fed, *orders = self._draw(codes, step)
         with loop.autocast(config.run.precision, self.world.device):
-            logits = self.wrapped(fed, labels, drop, *orders)
+            if self.regressed:
+                logits, others = self.wrapped(fed, labels, drop, codes)
+            else:
+                logits, others = self.wrapped(fed, labels, drop, *orders), {}
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+        total = loss + sum(others.values())
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, loss)
+        total.backward()
+        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, total)
         if self.ema:
             self.ema.update(self.model)
         rate = loss.new_tensor(optim.rate(config.optim, step, config.run.steps))
-        return {"train/loss": loss, "train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
+        logged = {"train/loss": loss, "train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
+        return logged | {f"train/loss_{name}": value for name, value in others.items()}
 
     def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, ...]:
         """Which labels of this rank's batch to hide, bool (B,), the codes to feed, int64 (B, N), and the orders (B, N)
@@ -150,6 +169,8 @@ class GeneratorTrainee:
         files = {"model": self.model.state_dict()}
         if self.ema:
             files["ema"] = self.ema.state_dict()
+        if self.regressed:
+            files["regression"] = self.regressed.heads.state_dict()
         return files
 
     def state(self) -> dict[str, Any]:
@@ -164,6 +185,8 @@ class GeneratorTrainee:
         if self.ema:
             checkpoint.load_into(self.ema.module, weights("ema"), "ema")
             self.ema.updates = state["ema_updates"]
+        if self.regressed:
+            checkpoint.load_into(self.regressed.heads, weights("regression"), "regression")
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

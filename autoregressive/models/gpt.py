@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,14 +169,23 @@ class GPT(nn.Module, HubModel):
         drop_labels: bool (B,), True hides the class; None draws it (`class_dropout`) in training, hides none in eval.
         Returns float32 (B, n, codebook_size).
         """
-        hidden, condition = self._hidden(codes, labels, drop_labels, len(self.layers))
-        return self._head(hidden, condition)
+        return self.forward_with_states(codes, labels, drop_labels, ())[0]
+
+    def forward_with_states(
+        self, codes: Tensor, labels: Tensor, drop_labels: Tensor | None, layers: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits as from `forward`, and the hidden states (B, n, D) after each of the blocks `layers` (1-based)."""
+        (*states, last), condition = self._hidden(codes, labels, drop_labels, (*layers, len(self.layers)))
+        return self._head(last, condition), states
 
     def features(self, codes: Tensor, labels: Tensor, layer: int) -> Tensor:
         """Hidden states (B, n, D) after block `layer` (1-based), before the final norm."""
-        return self._hidden(codes, labels, None, layer)[0]
+        return self._hidden(codes, labels, None, (layer,))[0][0]
 
-    def _hidden(self, codes: Tensor, labels: Tensor, drop: Tensor | None, layers: int) -> tuple[Tensor, Tensor | None]:
+    def _hidden(
+        self, codes: Tensor, labels: Tensor, drop: Tensor | None, layers: Sequence[int]
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """States after the blocks `layers` (1-based), and the condition; later blocks than these are not run."""
         length = codes.shape[1]
         if not 1 <= length <= self.num_tokens:
             raise UserError(f"got {length} codes per image; this generator was built for 1 to {self.num_tokens}")
@@ -189,9 +199,10 @@ class GPT(nn.Module, HubModel):
         condition, projected = self._condition(x[:, :1])
         x = self.token_dropout(x)
         table, shown = self._rotary(0, x.shape[1], x.device), self._shown(labels, 0, x.shape[1])
-        for block in self.layers[:layers]:
-            x = block(x, projected, table, shown)
-        return x[:, self.prefix - 1 :], condition
+        states = {}
+        for number, block in enumerate(self.layers[: max(layers)], start=1):
+            x = states[number] = block(x, projected, table, shown)
+        return [states[number][:, self.prefix - 1 :] for number in layers], condition
 
     def null(self, labels: Tensor) -> Tensor:
         """What stands for "no class" or "no caption" in the place of each of `labels`; padding stays padding."""

@@ -192,6 +192,74 @@ def test_resume_repeats_the_uninterrupted_run(made: Path, tmp_path: Path) -> Non
     assert autoregressive.load(tmp_path / "parts", weights="ema").num_tokens == 16
 
 
+def regressed(made: Path, out: Path, *words: object) -> TrainConfig:
+    return train_config(made, out, "--vq-ckpt", made / "vq", "regression.weight=0.5", *words)
+
+
+def trainee_of(settings: TrainConfig) -> trainer.GeneratorTrainee:
+    world = dist.World(0, 1, torch.device("cpu"))
+    source = trainer.Source(settings, world)
+    settings = dataclasses.replace(settings, model=source.complete(settings.model))
+    return trainer.GeneratorTrainee(settings, world, source)
+
+
+def test_regression_learns_the_vectors_of_the_codes_and_resumes(made: Path, tmp_path: Path) -> None:
+    trainer.run(regressed(made, tmp_path / "whole", "input_noise=0.2"))
+    for stop in ("2", "None"):
+        trainer.run(regressed(made, tmp_path / "parts", "input_noise=0.2", "--early-stop-iter", stop))
+    for name in ("model", "regression"):
+        whole, parts = (checkpoint.read_weights(checkpoint.newest(tmp_path / run), name) for run in ("whole", "parts"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert autoregressive.load(tmp_path / "whole").num_tokens == 16  # the heads are no part of the generator
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss_regression_next"] for line in lines if "train/loss" in line]
+    assert losses[-1] < losses[0] < 0.5 * 2
+
+
+def test_regression_sees_the_code_fed_last_early_and_the_next_one_late(made: Path, tmp_path: Path) -> None:
+    """Heads that were told the answer: the loss is 0 where the targets are aligned as documented, and only there."""
+    heads = trainee_of(regressed(made, tmp_path / "x", "model.num_tokens=8")).regressed.eval()
+    codebook = tokenizers.load(made / "vq").quantizer.codebook()
+    torch.testing.assert_close(heads.codebook, codebook)
+    codes, labels = torch.randint(64, (2, 8)), torch.tensor([0, 1])
+    vectors = torch.nn.functional.embedding(codes, codebook)
+
+    def states(*_: object) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        fed = torch.cat([torch.zeros(2, 1, 8), vectors[:, :-1]], dim=1)
+        return torch.zeros(2, 8, 64), [fed, vectors]
+
+    heads.model.forward_with_states = states
+    heads.heads = torch.nn.ModuleDict({name: torch.nn.Identity() for name in ("current", "next")})
+    _, losses = heads(codes, labels, None, codes)
+    assert losses["regression_current"].item() == pytest.approx(0, abs=1e-6)
+    assert losses["regression_next"].item() == pytest.approx(0, abs=1e-6)
+    _, losses = heads(codes, labels, None, codes.flip(1))
+    assert losses["regression_current"] > 0.1 and losses["regression_next"] > 0.1
+
+
+def test_regression_changes_the_generator_only_through_its_losses(made: Path, tmp_path: Path) -> None:
+    """With weight 0 the generator learns as without; with more it gets another gradient, also in its first block."""
+    gradients = {}
+    for name, words in (("off", ()), ("zero", ("regression.weight=0",)), ("on", ("regression.weight=1",))):
+        given = ("--vq-ckpt", made / "vq", *words) if words else ()
+        trainee = trainee_of(train_config(made, tmp_path / name, *given))
+        torch.nn.init.normal_(trainee.model.output.weight, std=0.02, generator=torch.Generator().manual_seed(1))
+        batch = {"codes": torch.arange(32).view(2, 16), "label": torch.tensor([0, 1])}
+        trainee.step(batch, 0)
+        gradients[name] = {key: p.grad for key, p in trainee.model.named_parameters()}
+    for key, value in gradients["off"].items():
+        assert torch.allclose(gradients["zero"][key], value, atol=1e-7), key
+    first = next(key for key in gradients["on"] if key.startswith("layers.0."))
+    assert not torch.allclose(gradients["on"][first], gradients["off"][first])
+
+
+def test_regression_refuses_what_it_cannot_do(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give --vq-ckpt"):
+        trainee_of(train_config(made, tmp_path / "x", "regression.weight=1"))
+    with pytest.raises(UserError, match="has 1 to 2"):
+        trainee_of(regressed(made, tmp_path / "x", "regression.current_layer=3"))
+
+
 def test_images_tokenized_on_the_fly_teach_the_same_as_their_codes(made: Path, tmp_path: Path) -> None:
     common = ["--data-path", made / "images", "--vq-ckpt", made / "vq", "data.crop=center", "data.flip=false"]
     settings = train_config(made, tmp_path / "out", "data.codes=null", *common)
