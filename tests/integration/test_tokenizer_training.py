@@ -89,6 +89,12 @@ GAMES = {
         "adversary.loss=relativistic", "adversary.penalty=2", "model.quantizer.name=lfq",
         "model.quantizer.codebook_size=64",
     ),
+    "robustok": (
+        "model.encoder={name: dino_vit, width: 112, layers: 2, heads: 2, patch: 8}", "model.z_channels=112",
+        "model.decoder={name: dino_vit, width: 112, layers: 2, heads: 2, patch: 8}", "model.layout.redundant=0",
+        "regularizers={nested_dropout: null, semantic: null, shortcut: null}",
+        "regularizers.perturbation={beta: 0.5, delta: 9}", "regularizers.contrastive.teacher.name=efficientnet_lite0",
+    ),
 }  # fmt: skip
 
 
@@ -158,6 +164,7 @@ def test_two_ranks_compute_what_one_does(folder: Path, tmp_path: Path) -> None:
         assert two["own"]["train/codebook_usage"] == other["own"]["train/codebook_usage"] > 0
     assert ones["hinge"]["lecam"] == pytest.approx(twos["hinge"]["lecam"], rel=1e-5, abs=1e-6)
     assert twos["hinge"]["own"]["train/weight@adversarial"] == others["hinge"]["own"]["train/weight@adversarial"]
+    assert ones["robustok"]["logged"]["train/perturbed@images"] > 0
     assert ones["r3gan"]["logged"]["train/loss_gradient_penalty"] > 0
 
 
@@ -273,7 +280,8 @@ def test_the_alignment_target_carries_no_gradient(folder: Path) -> None:
 
 
 def test_a_run_resumes_bit_for_bit_and_its_checkpoint_loads(folder: Path, tmp_path: Path) -> None:
-    words = ("--data-path", f"{folder}/images")
+    noise = ("regularizers.perturbation.beta=0.5", "regularizers.perturbation.delta=9")
+    words = ("--data-path", f"{folder}/images", *noise)
     for name, stops in (("whole", [""]), ("cut", ["run.stop_at=3", ""])):
         for stop in stops:
             done = job(folder, tmp_path / name, *words, *filter(None, [stop]))
