@@ -4,7 +4,7 @@
 
 writes `<out>/table.md`, `<out>/evidence.json`, `<out>/quality.png`, `<out>/tail.png` and `<out>/positions.png`. Without
 options it is the smallest scale, on the embedded photographs. `--configs` names a folder with a config per variant and
-`gpt.yaml` for the generators, `--data` a folder with train/ and val/: that is all that another scale takes.
+`gpt.yaml` for the generators, `--train-path` and `--val-path` the images: that is all that another scale takes.
 
 Every stage (a tokenizer, its measurements, its codes, a generator, its samples) is a job that is skipped when it is
 finished, so the same command continues. It may also be started several times at once, with `--seeds` that differ or
@@ -31,7 +31,8 @@ FINE_TUNED = {"retok_finetune": "retok"}
 class EvidenceConfig:
     out: str = opt("results/evidence", "folder of all results")
     configs: str = opt("configs/evidence/photos", "folder of the variants' configs and of gpt.yaml")
-    data: str = opt(PHOTOS, f"folder with train/ and val/; the default {PHOTOS} is cut from the embedded photographs")
+    train_path: str = opt(f"{PHOTOS}/train", f"training images; {PHOTOS} is cut from the embedded photographs")
+    val_path: str = opt(f"{PHOTOS}/val", "held-out images of the same classes")
     variants: list[str] = opt(
         [
             "fixed", "nested_dropout", "redundant", "hierarchical", "retok", "retok_finetune", "cross_length",
@@ -86,7 +87,7 @@ def stages(options: EvidenceConfig) -> list[Stage]:
     if lacking:
         raise UserError(f"--variants lacks {lacking[0]!r}, which --baseline, --generators or fine-tuning needs; add it")
     made: list[Stage] = []
-    if options.data == PHOTOS:
+    if _embedded(options):
         words = ("common.photos", "--out", PHOTOS, "--image-size", "32")
         made.append(Stage("photos", words))
     for seed in options.seeds:
@@ -97,12 +98,16 @@ def stages(options: EvidenceConfig) -> list[Stage]:
     return made
 
 
+def _embedded(options: EvidenceConfig) -> bool:
+    return options.train_path == f"{PHOTOS}/train"
+
+
 def _tokenizer_stages(options: EvidenceConfig, variant: str, seed: int) -> list[Stage]:
     name, folder = f"{variant}/seed-{seed}", options.folder(variant, seed)
-    data = ("photos",) if options.data == PHOTOS else ()
+    data = ("photos",) if _embedded(options) else ()
     train = [
-        "tokenizer.train", "--config", f"{options.configs}/{variant}.yaml", f"data.root={options.data}/train",
-        f"val_root={options.data}/val", f"run.out={folder}/tokenizer", f"run.seed={seed}",
+        "tokenizer.train", "--config", f"{options.configs}/{variant}.yaml", f"data.root={options.train_path}",
+        f"val_root={options.val_path}", f"run.out={folder}/tokenizer", f"run.seed={seed}",
     ]
     needs, steps = data, options.steps
     if variant in FINE_TUNED:
@@ -111,7 +116,7 @@ def _tokenizer_stages(options: EvidenceConfig, variant: str, seed: int) -> list[
     if steps:
         train.append(f"run.steps={steps}")
     measure = (
-        "--vq-ckpt", f"{folder}/tokenizer", "--data-path", f"{options.data}/val", "--perceptual", options.perceptual,
+        "--vq-ckpt", f"{folder}/tokenizer", "--data-path", options.val_path, "--perceptual", options.perceptual,
     )
     reconstruct = (
         "evaluations.reconstruction", *measure, "--frechet", options.frechet, "--clear-cache",
@@ -127,7 +132,7 @@ def _tokenizer_stages(options: EvidenceConfig, variant: str, seed: int) -> list[
 
 
 def _generator_stages(options: EvidenceConfig, variant: str, seed: int) -> list[Stage]:
-    name, folder, train = f"{variant}/seed-{seed}", options.folder(variant, seed), f"{options.data}/train"
+    name, folder, train = f"{variant}/seed-{seed}", options.folder(variant, seed), options.train_path
     extract = (
         "autoregressive.extract_codes", "--data-path", train, "--vq-ckpt", f"{folder}/tokenizer",
         "--code-path", f"{folder}/codes",

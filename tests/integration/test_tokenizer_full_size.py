@@ -22,7 +22,8 @@ from tokenizer.trainer import TokenizerTrainee
 ROOT = Path(__file__).parents[2]
 OTHERS = [ROOT / "configs/quickstart/tokenizer.yaml"]
 OTHERS += [*sorted((ROOT / "configs").glob("*-train.yaml")), *sorted((ROOT / "configs").glob("toy/robustok*.yaml"))]
-OTHERS += [path for path in sorted((ROOT / "configs").glob("evidence/photos/*.yaml")) if path.stem != "gpt"]
+EVIDENCE = [path for scale in ("photos", "imagenet") for path in sorted((ROOT / "configs/evidence" / scale).glob("*"))]
+OTHERS += [path for path in EVIDENCE if path.stem != "gpt"]
 HERE = "tests.integration.test_tokenizer_full_size"
 
 
@@ -79,7 +80,7 @@ def test_the_real_s_s_takes_a_step_at_256_pixels() -> None:
     assert not [name for name in still if model.get_parameter(name).grad.abs().max() > 1e-6]
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *OTHERS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *OTHERS], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_config_is_built_and_takes_a_step(path: Path) -> None:
     """On the meta device: every shape is computed and every gradient exists, nothing is allocated."""
     trainee = trainee_of(path, "meta")
