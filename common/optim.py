@@ -55,13 +55,23 @@ def _left(shape: str, done: float) -> float:
 
 
 def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; matrices decay, vectors only with `decay_vectors`."""
+    """AdamW over the trainable parameters; matrices decay, vectors only with `decay_vectors`.
+
+    With `fan_in`, a weight with more inputs than that has its group's `lr_scale` = fan_in / inputs: an Adam step moves
+    an output by about lr * inputs, so with one rate for all the widest convolution decides how large it may be.
+    Source: Yang et al. 2022 (muP), Table 3, hidden weights under Adam.
+    """
     trainable = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if p.dim() >= 2 or config.decay_vectors]
-    plain = [p for p in trainable if not (p.dim() >= 2 or config.decay_vectors)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for p in trainable:
+        matrix = p.dim() >= 2
+        scale = min(1.0, config.fan_in / p[0].numel()) if config.fan_in and matrix else 1.0
+        groups.setdefault((not (matrix or config.decay_vectors), scale), []).append(p)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": members, "weight_decay": 0.0 if plain else config.weight_decay, "lr_scale": scale}
+            for (plain, scale), members in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
+        ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         fused=trainable[0].device.type in ("cpu", "cuda"),
@@ -82,7 +92,7 @@ def update(
     finite = torch.isfinite(norm) & torch.isfinite(loss.detach()).all()
     not_finite = dist.largest(1.0 - finite.float())
     for group in optimizer.param_groups:
-        group["lr"] = rate(config, step, steps)
+        group["lr"] = rate(config, step, steps) * group["lr_scale"]
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = not_finite  # what torch's GradScaler sets
         optimizer.step()

@@ -54,6 +54,9 @@ class OptimConfig:
     decay_vectors: bool = opt(
         False, "also decay biases and norms (the papers' tokenizer trainer does)"
     )
+    fan_in: int | None = opt(
+        None, "weights with more inputs than this learn at lr * fan_in / inputs; null = all at lr (the papers)"
+    )
     max_grad_norm: float = opt(1.0, "gradient norm is clipped to this; 0 = off")
     schedule: str = opt("cosine", SCHEDULES)
     warmup: int = opt(0, "steps of linear warm-up")

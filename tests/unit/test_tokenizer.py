@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from common.config import build, resolve
 from common.errors import UserError
 from tokenizer.config import TokenizerConfig
-from tokenizer.layers.pooling import multi_level_cells
+from tokenizer.layers.pooling import pooling
 from tokenizer.layers.resnet import AdaptiveGroupNorm, depth_to_space, space_to_depth
 from tokenizer.layers.transformer import Attention, attend
 from tokenizer.model import Tokenizer
@@ -80,13 +80,24 @@ def test_padding_queries_equal_their_twins_before_positions() -> None:
 
 
 def test_multi_level_cells_follow_the_worked_example() -> None:
-    cells = multi_level_cells(16, 4, 4)
-    pooled = (cells / cells.sum(1, keepdim=True)) @ torch.arange(16.0)
+    pooled = pooling("multi_level", 16, 4) @ torch.arange(16.0)
     assert pooled.tolist() == [7.5, 7.5, 6.5, 8.5, 2.5, 4.5, 10.5, 12.5, 2, 3, 4, 5, 10, 11, 12, 13]
     with pytest.raises(UserError, match="power of two"):
-        multi_level_cells(12, 4, 4)
+        pooling("multi_level", 12, 4)
     with pytest.raises(UserError, match="divides"):
-        multi_level_cells(64, 4, 4)
+        pooling("multi_level", 64, 4)
+
+
+def test_haar_queries_are_an_orthonormal_basis_whose_prefixes_are_coarser_images() -> None:
+    basis = pooling("haar", 16, 4)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(16))
+    image = torch.randn(4, 4)
+    coarse = ((basis[:4] @ image.flatten()) @ basis[:4]).reshape(4, 4)
+    torch.testing.assert_close(coarse, F.avg_pool2d(image[None], 2).repeat_interleave(2, 1).repeat_interleave(2, 2)[0])
+    with pytest.raises(UserError, match="multi_level"):
+        pooling("haar", 32, 4)
+    with pytest.raises(UserError, match="multi_level, haar"):
+        pooling("mean", 16, 4)
 
 
 def test_depth_to_space_is_in_dcr_order() -> None:

@@ -39,7 +39,7 @@ class CnnDecoder(nn.Module):
 
     def __init__(self, config: CnnDecoderConfig, image_size: int, z_channels: int, layout: Layout | None = None):
         super().__init__()
-        self.patch = config.patch
+        self.patch, self.stride = config.patch, config.stride
         widths = [config.channels * m for m in config.multipliers]
         width = widths[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
@@ -62,6 +62,7 @@ class CnnDecoder(nn.Module):
             self.conv_blocks.append(block)
         self.norm_out = norm(width, config.norm)
         self.conv_out = nn.Conv2d(width, 3 * config.patch**2, 3, padding=1)
+        self.linear_path = nn.Conv2d(z_channels, 3 * self.stride**2, 1) if config.linear_path else None
         init_weights(self)
 
     @property
@@ -83,4 +84,5 @@ class CnnDecoder(nn.Module):
             if hasattr(block, "upsample"):
                 h = block.upsample(h)
         h = self.conv_out(F.silu(self.norm_out(h)))
-        return depth_to_space(h, self.patch) if self.patch > 1 else h
+        images = depth_to_space(h, self.patch) if self.patch > 1 else h
+        return images if self.linear_path is None else images + depth_to_space(self.linear_path(latents), self.stride)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common.config import opt
 from common.errors import UserError
 from tokenizer.decoders.cnn import CnnDecoder, CnnDecoderConfig
-from tokenizer.layers.pooling import multi_level_cells
+from tokenizer.layers.pooling import PYRAMIDS, pooling
 from tokenizer.layers.resnet import init_weights
 from tokenizer.layers.transformer import QFormerLayer, TransformerConfig, position_table
 from tokenizer.layout import Layout
@@ -50,7 +50,8 @@ class Hybrid1dDecoder(nn.Module):
         semantic_head: SemanticHeadConfig | None = field(default_factory=SemanticHeadConfig)
         query_init: str = opt(
             "first_token",
-            "first_token (as released) | multi_level (a cell starts from its blocks' tokens)",
+            "where a cell's query starts: first_token (as released) | multi_level (its blocks' tokens) | haar (the "
+            "tokens' inverse wavelet transform; the encoder's query_init is haar, too)",
         )
 
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
@@ -73,8 +74,9 @@ class QFormerDecoder(nn.Module):
 
     def __init__(self, config: Hybrid1dDecoder.Config, grid: int, z_channels: int, layout: Layout):
         super().__init__()
-        if config.query_init not in ("first_token", "multi_level"):
-            raise UserError(f"decoder.query_init got {config.query_init!r}; expected first_token or multi_level")
+        if config.query_init not in ("first_token", *PYRAMIDS):
+            known = ", ".join(("first_token", *PYRAMIDS))
+            raise UserError(f"decoder.query_init got {config.query_init!r}; expected one of {known}")
         width, layers, heads = config.transformer.resolved()
         self.grid, self.layout = grid, layout
         self.positional_embedding = position_table(grid * grid, width)
@@ -82,33 +84,36 @@ class QFormerDecoder(nn.Module):
         if layout.redundant:
             self.latent_token_positional_embedding_comp = position_table(layout.redundant, width)
         self.decoder_embed = nn.Linear(z_channels, width)
-        self.ln_pre = nn.LayerNorm(z_channels)
+        self.ln_pre = config.transformer.outer_norm(z_channels)
         self.transformer = nn.ModuleList(QFormerLayer(width, heads) for _ in range(layers))
-        self.ln_post = nn.LayerNorm(width)
+        self.ln_post = config.transformer.outer_norm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
         self.semantic_depth = config.semantic_head.depth if config.semantic_head else None
         if config.semantic_head:
             if config.semantic_head.depth > layers:
                 raise UserError(f"semantic_head.depth={config.semantic_head.depth} but the decoder has {layers} layers")
             self.distill_mlp = semantic_head(width, config.semantic_head.width)
+        self.averaged = config.query_init == "multi_level"  # a wavelet basis adds up instead
         cover = None
-        if config.query_init == "multi_level":
-            cells = multi_level_cells(layout.num_tokens, grid, grid)
-            cells = cells / cells.sum(dim=1, keepdim=True)  # the finer a block, the more it says about its cells
+        if config.query_init != "first_token":
+            # Of averages, the finer a block, the more it says about its cells. Padding tokens have none.
+            cells = pooling(config.query_init, layout.num_tokens, grid)
             cover = torch.cat([cells, torch.zeros(layout.redundant, grid * grid, device="cpu")])
         self.register_buffer("cover", cover, persistent=False)
         init_weights(self)
 
     def _queries(self, memory: Tensor, hidden: Tensor | None) -> Tensor:
-        """Initial queries (B,G*G,D): token 0 everywhere, or the mean of the visible tokens whose block holds the cell,
-        each weighted by one over its block's size."""
+        """Initial queries (B,G*G,D): token 0 everywhere; or the mean of the visible tokens whose block holds the cell,
+        each weighted by one over its block's size; or the inverse wavelet transform of the visible tokens."""
         if self.cover is None:
             return memory[:, :1].expand(-1, self.grid * self.grid, -1)
         cover = self.cover[: memory.shape[1]].to(memory.dtype)
         if hidden is None:
-            return torch.einsum("tp,btd->bpd", cover / cover.sum(dim=0), memory)
+            return torch.einsum("tp,btd->bpd", cover / cover.sum(dim=0) if self.averaged else cover, memory)
         shown = cover * (~hidden)[:, :, None]
-        return torch.einsum("btp,btd->bpd", shown / shown.sum(dim=1, keepdim=True), memory)
+        if self.averaged:
+            shown = shown / shown.sum(dim=1, keepdim=True)
+        return torch.einsum("btp,btd->bpd", shown, memory)
 
     def forward(self, latents: Tensor, num_tokens: int | Tensor | None = None) -> DecoderFeatures:
         tokens = latents.flatten(2).transpose(1, 2)

@@ -23,6 +23,9 @@ class CnnConfig:
     attention: bool = opt(False, "self-attention at the coarsest level (LlamaGen: true)")
     patch: int = opt(1, "pixels per side folded into the channels first; 1 in every released model, more is cheaper")
     norm: str = opt("group", "group (as released) | none (learns absolute brightness sooner; for tiny models)")
+    linear_path: bool = opt(
+        False, "a linear patch embedding beside the convolutions, which then start from zero (tiny models)"
+    )
     blocks: int | None = opt(None, "residual blocks per level; null = 2 in encoders, 3 in decoders, as released")
 
     @property
@@ -61,6 +64,7 @@ class CnnEncoder(nn.Module):
         self.mid = nn.ModuleList([middle[0], AttnBlock(width), middle[1]] if config.attention else middle)
         self.norm_out = norm(width, config.norm)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
+        self.linear_path = nn.Conv2d(3, z_channels, self.stride, self.stride) if config.linear_path else None
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -74,4 +78,5 @@ class CnnEncoder(nn.Module):
                 h = block.downsample(h)
         for layer in self.mid:
             h = layer(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return h if self.linear_path is None else h + self.linear_path(images)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from common.config import opt
 from tokenizer.encoders.cnn import CnnConfig, CnnEncoder
-from tokenizer.layers.pooling import multi_level_cells
+from tokenizer.layers.pooling import pooling
 from tokenizer.layers.resnet import init_weights
 from tokenizer.layers.transformer import QFormerLayer, TransformerConfig, position_table
 from tokenizer.layout import Layout
@@ -21,12 +22,15 @@ class Hybrid1dEncoder(nn.Module):
     class Config:
         cnn: CnnConfig = field(default_factory=CnnConfig)
         transformer: TransformerConfig = field(default_factory=TransformerConfig)
+        query_init: str = opt(
+            "multi_level", "where a token's query starts: multi_level (block means, as released) | haar (wavelets)"
+        )
 
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
         self.cnn = CnnEncoder(config.cnn, image_size, z_channels)
         self.grid = self.cnn.grid
-        self.transformer = QFormerEncoder(config.transformer, self.grid, z_channels, layout)
+        self.transformer = QFormerEncoder(config.transformer, self.grid, z_channels, layout, config.query_init)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         spatial = self.cnn(images)
@@ -36,7 +40,7 @@ class Hybrid1dEncoder(nn.Module):
 class QFormerEncoder(nn.Module):
     """map (B,C,G,G) -> latents (B,C,1,N+M)."""
 
-    def __init__(self, config: TransformerConfig, grid: int, z_channels: int, layout: Layout):
+    def __init__(self, config: TransformerConfig, grid: int, z_channels: int, layout: Layout, query_init: str):
         super().__init__()
         width, layers, heads = config.resolved()
         self.layout = layout
@@ -45,17 +49,16 @@ class QFormerEncoder(nn.Module):
         if layout.redundant:
             self.latent_token_positional_embedding_comp = position_table(layout.redundant, width)
         self.encoder_embed = nn.Linear(z_channels, width)
-        self.ln_pre = nn.LayerNorm(z_channels)
+        self.ln_pre = config.outer_norm(z_channels)
         self.global_proj = nn.Linear(width, width)
         self.transformer = nn.ModuleList(QFormerLayer(width, heads) for _ in range(layers))
-        self.ln_post = nn.LayerNorm(width)
+        self.ln_post = config.outer_norm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 1)
-        cells = multi_level_cells(layout.num_tokens, grid, grid)
-        self.register_buffer("pooling", cells / cells.sum(dim=1, keepdim=True), persistent=False)
+        self.register_buffer("pooling", pooling(query_init, layout.num_tokens, grid), persistent=False)
         init_weights(self)
 
     def queries(self, memory: Tensor) -> Tensor:
-        """Initial queries (B,N+M,D), before positions: averages of the memory over ever finer blocks.
+        """Initial queries (B,N+M,D), before positions: means of the memory over ever finer blocks, or its wavelets.
 
         The M padding queries repeat the last M of the N. Source: ReTok, redundant token padding.
         """

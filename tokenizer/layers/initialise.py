@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from tokenizer.decoders.cnn import CnnDecoder
+from tokenizer.encoders.cnn import CnnEncoder
 from tokenizer.layers.resnet import ResBlock
 from tokenizer.layers.transformer import Attention, QFormerLayer, ViTLayer
 
@@ -29,3 +31,5 @@ def init_fan_in(module: nn.Module) -> None:
             nn.init.zeros_(layer.out_proj.weight)
         elif isinstance(layer, QFormerLayer | ViTLayer):
             nn.init.zeros_(layer.linear2.weight)
+        elif isinstance(layer, CnnEncoder | CnnDecoder) and layer.linear_path is not None:
+            nn.init.zeros_(layer.conv_out.weight)

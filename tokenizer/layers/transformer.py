@@ -30,6 +30,13 @@ class TransformerConfig:
     width: int = opt(512, "embedding width D")
     layers: int = opt(6, "number of layers")
     heads: int = opt(8, "attention heads")
+    outer_norms: bool = opt(
+        True, "layer norm before the first and after the last layer; without, contrast passes through (tiny models)"
+    )
+
+    def outer_norm(self, width: int) -> nn.Module:
+        """The norm of what enters or leaves the layers, if there is one."""
+        return nn.LayerNorm(width) if self.outer_norms else nn.Identity()
 
     def resolved(self) -> tuple[int, int, int]:
         """(width, layers, heads)."""

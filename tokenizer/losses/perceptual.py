@@ -81,11 +81,12 @@ class EfficientNetPerceptual(ReconstructionLoss):
     @dataclass
     class Config(WeightConfig):
         strides: list[int] = opt([2, 4, 8], "maps compared; fewer and smaller are cheaper")
+        size: int | None = opt(None, "side that images are resized to first, pixels; null = as they are")
 
     def __init__(self, config: Config):
         super().__init__(config)
         self.strides = config.strides
-        self.net = EfficientNetLite("lite0")
+        self.net = EfficientNetLite("lite0", config.size)
 
     def _features(self, images: Tensor) -> list[Tensor]:
         maps = self.net.feature_maps(images, self.strides)

@@ -68,8 +68,9 @@ class VectorQuantizer(CodeQuantizer):
             if self.training:
                 self._refresh(rows.detach())
             codebook = self.codebook()
-            distances = rows.pow(2).sum(1, keepdim=True) + codebook.pow(2).sum(1) - 2 * rows @ codebook.t()
-            codes = distances.detach().argmin(dim=1)
+            # Half of |row|^2 - |row - code|^2: the order of the distances in one pass over (n,K).
+            closeness = torch.addmm(-0.5 * codebook.pow(2).sum(1), rows, codebook.t())
+            codes = closeness.detach().argmax(dim=1)
             nearest = self.lookup(codes)
             losses = {}
             if self.training:
@@ -77,7 +78,7 @@ class VectorQuantizer(CodeQuantizer):
                 losses["vq"] = (nearest - rows.detach()).pow(2).mean()
                 losses["commit"] = self.config.commit_weight * (nearest.detach() - rows).pow(2).mean()
                 if self.config.entropy_weight:
-                    losses["entropy"] = self.config.entropy_weight * entropy_loss(distances)
+                    losses["entropy"] = self.config.entropy_weight * entropy_loss(-2 * closeness)
             through = rotate(rows, nearest.detach()) if self.config.rotation else rows + (nearest - rows).detach()
             return Quantized(to_maps(through, latents), codes.unflatten(0, (len(latents), -1)), losses)
 
