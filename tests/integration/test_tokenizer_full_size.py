@@ -62,7 +62,6 @@ def trainee_of(path: Path, device: str, *words: str) -> TokenizerTrainee:
         return TokenizerTrainee(chosen, World(0, 1, torch.device(device)))
 
 
-@pytest.mark.slow
 def test_the_real_s_s_takes_a_step_at_256_pixels() -> None:
     """All losses at once, forward, backward and both updates, on one image: 20 s on one core, 4.2 GB."""
     trainee = trainee_of(ROOT / "configs/vq/VQ_SS256.yaml", "cpu", "ema_decay=0")

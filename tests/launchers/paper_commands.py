@@ -3,8 +3,8 @@
     python -m tests.launchers.paper_commands
 
 prints the list with pass or fail: the launcher is run with DRY_RUN=1, and each job it would start must understand its
-arguments, up to the point where the work would begin. `test_paper_commands.py` is the same as tests, and runs the ones
-of ReTok and GigaTok on toys.
+arguments, up to the point where the work would begin. `test_paper_commands.py` is the same as tests. What the jobs do
+on toys is in `test_evaluation_commands.py`, `test_robustok_commands.py` and `test_composites.py`.
 """
 
 from __future__ import annotations

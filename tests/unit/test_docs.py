@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from autoregressive.zoo import read_table
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "Detailed_instructions.md")
 WITHOUT_A_DRY_RUN = ("bash env_install.sh", "bash scripts/test.sh", ". set_env_vars.sh", "git clone", "cd ", "export ")
@@ -122,3 +124,11 @@ def test_the_photographs_are_credited():
     from common.photos import credits
 
     assert credits() in text("Detailed_instructions.md")
+
+
+def test_the_readmes_model_zoo_is_the_table_that_downloads_use():
+    table = {name: entry for name, entry in read_table(ROOT / "configs/zoo.yaml").items() if entry.what != "network"}
+    section = text("README.md").split("## Model zoo")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "M |" in line]
+    wanted = [[n, e.what, f"{e.parameters / 1e6:,.0f}M", e.numbers or "-"] for n, e in table.items()]
+    assert rows == wanted
