@@ -7,7 +7,7 @@ from typing import Any
 
 from autoregressive.guidance import Guidance
 from common.config import MISSING, opt, part
-from common.settings import SCHEDULES, LogConfig, OptimConfig, RunConfig
+from common.settings import SCHEDULES, EstimateConfig, LogConfig, OptimConfig, RunConfig
 
 __all__ = [
     "DrawConfig",
@@ -88,6 +88,7 @@ class TrainConfig:
     regression: RegressionConfig | None = opt(None, "embedding regression; {} = its defaults; needs data.vq_ckpt")
     ema_decay: float = opt(0.0, "decay of a weight average kept beside the model; 0 = none")
     log: LogConfig = field(default_factory=LogConfig)
+    estimate: EstimateConfig | None = opt(None, "print what a step costs, and stop: --estimate RANKS")
 
 
 @dataclass

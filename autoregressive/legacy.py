@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.config import Alias
-from common.flags import half, only, optional, sharded, switch
+from common.flags import estimate, half, only, optional, sharded, switch
 
 __all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "PAIRS_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS"]
 
@@ -100,6 +100,7 @@ TRAIN_FLAGS: dict[str, Alias] = {
     "lr-scheduler": lambda value: [f"optim.schedule={'constant' if value == 'const' else value}"],
     "end-lr": "optim.end_lr",
     "fract-decay": "optim.cooldown_fraction",
+    "estimate": estimate(),
     "log-every": "log.every",
     "wandb-project": "log.wandb",
     "no-wandb": switch("log.wandb=null"),

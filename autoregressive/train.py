@@ -12,9 +12,9 @@ from common.flags import joined
 
 def main() -> None:
     settings = config.parse(TrainConfig, joined(sys.argv[1:], "results/gpt"), aliases=TRAIN_FLAGS, about=__doc__)
-    from autoregressive.trainer import run
+    from autoregressive.trainer import estimate, run
 
-    run(settings)
+    (estimate if settings.estimate else run)(settings)
 
 
 if __name__ == "__main__":

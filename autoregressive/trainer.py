@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from autoregressive.config import TrainConfig
 from autoregressive.pairing import load_tokenizer
 from autoregressive.regression import RegressedGenerator
 from autoregressive.validation import position_losses
-from common import checkpoint, dist, loop, optim
+from common import checkpoint, loop, optim, parallel
 from common.codes import CodeStore
 from common.config import build
 from common.data import batches, share, stream
 from common.dist import World
 from common.errors import UserError
+from common.estimate import measure
 from common.images import from_pixels
 from common.jsonl import TokenLines
 from common.shards import open_images
@@ -94,12 +95,14 @@ class GeneratorTrainee:
     def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
         self.config, self.world, self.source = config, world, source
         torch.manual_seed(config.run.seed)
-        self.model = build("autoregressive.models:GENERATORS", config.model).to(world.device)
+        self.model = build("autoregressive.models:GENERATORS", config.model)
         self.regressed = self._regressed() if config.regression else None
         trained = self.regressed or self.model
-        self.wrapped = dist.wrap(trained, config.run.parallel, world).train()
-        self.optimizer = optim.adamw(trained, config.optim)
         self.ema = optim.Ema(self.model, config.ema_decay) if config.ema_decay else None
+        self.wrapped = parallel.wrap(trained, config.run, world).train()
+        if self.ema:
+            self.ema.place(config.run, world)
+        self.optimizer = optim.adamw(trained, config.optim)
         self.held_out = self._held_out() if config.run.validate_every else None
 
     def _regressed(self) -> RegressedGenerator:
@@ -111,7 +114,7 @@ class GeneratorTrainee:
         )
         codes = torch.arange(self.model.codebook_size, device=self.world.device)
         codebook = tokenizer.quantizer.lookup(codes)
-        return RegressedGenerator(self.model, self.config.regression, codebook).to(self.world.device)
+        return RegressedGenerator(self.model, self.config.regression, codebook)
 
     def _held_out(self) -> CodeStore:
         if not self.config.data.val_codes:
@@ -124,22 +127,32 @@ class GeneratorTrainee:
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         config = self.config
         codes, labels = self.source.codes(batch), batch["label"]
-        drop, fed, *orders = self._draw(codes, step)
-        with loop.autocast(config.run.precision, self.world.device):
+        micro = parallel.micro_batches((codes, labels, *self._draw(codes, step)), config.run.accumulate)
+        self.optimizer.zero_grad(set_to_none=True)
+        logged: dict[str, Tensor] = {}
+        for number, part in enumerate(micro, start=1):
+            with parallel.synchronised(self.wrapped, now=number == len(micro)):
+                losses = self._losses(*part)
+                (sum(losses.values()) / len(micro)).backward()
+            for name, value in losses.items():
+                logged[name] = logged.get(name, 0) + value.detach() / len(micro)
+        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, sum(logged.values()))
+        if self.ema:
+            self.ema.update(self.model)
+        rate = norm.new_tensor(optim.rate(config.optim, step, config.run.steps))
+        return logged | {"train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
+
+    def _losses(
+        self, codes: Tensor, labels: Tensor, drop: Tensor, fed: Tensor, *orders: Tensor
+    ) -> dict[str, Tensor]:
+        """Those of a micro-batch under the names they are logged by; their sum is what is trained."""
+        with loop.autocast(self.config.run.precision, self.world.device):
             if self.regressed:
                 logits, others = self.wrapped(fed, labels, drop, codes)
             else:
                 logits, others = self.wrapped(fed, labels, drop, *orders), {}
-        loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
-        total = loss + sum(others.values())
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, total)
-        if self.ema:
-            self.ema.update(self.model)
-        rate = loss.new_tensor(optim.rate(config.optim, step, config.run.steps))
-        logged = {"train/loss": loss, "train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
-        return logged | {f"train/loss_{name}": value for name, value in others.items()}
+        losses = {"train/loss": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
+        return losses | {f"train/loss_{name}": value for name, value in others.items()}
 
     def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, ...]:
         """Which labels of this rank's batch to hide, bool (B,), the codes to feed, int64 (B, N), and the orders (B, N)
@@ -164,6 +177,14 @@ class GeneratorTrainee:
         # Dropout inside the model draws from the global generators: a resumed run repeats what it would have drawn.
         torch.manual_seed((generator.initial_seed() * 4096 + self.world.rank) % 2**63)
         return drawn
+
+    def network(self) -> nn.Module:
+        """What is sharded."""
+        return self.regressed or self.model
+
+    def frozen(self) -> list[nn.Module]:
+        """The tokenizer, where images are tokenized on the fly."""
+        return [self.source.tokenizer] if self.source.tokenizer else []
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         files = {"model": self.model.state_dict()}
@@ -196,7 +217,8 @@ class GeneratorTrainee:
         size = max(1, self.config.data.batch_size // self.world.size)
         pairs = ((batch["codes"], batch["label"]) for batch in batches(self.held_out, mine, size))
         num_tokens, precision = self.source.num_tokens, self.config.run.precision
-        losses = position_losses(model, pairs, num_tokens, precision, self.world.device)
+        with parallel.gathered(self.ema.module if self.ema else self.wrapped):
+            losses = position_losses(model, pairs, num_tokens, precision, self.world.device)
         self.wrapped.train()
         return {"val/loss": losses.mean().item()}
 
@@ -216,3 +238,34 @@ def run(config: TrainConfig) -> None:
         meta = {"classes": source.classes, "tokenizer": source.tokenizer_hash}
         described = dataclasses.asdict(config)
         loop.run(trainee, loader, config.run, config.log, world, described, meta, source.dataset.name)
+
+
+class _NoData:
+    """Stands for a code store where only the cost of a step is measured."""
+
+    tokenizer = None
+
+    def codes(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["codes"]
+
+
+def without_data(config: TrainConfig) -> tuple[Callable[[World], GeneratorTrainee], Callable[[int], dict[str, Tensor]]]:
+    """A trainer without regression or validation, and random batches of extracted codes, to measure what a step costs.
+
+    Building it raises UserError when the config leaves a number to the data that the cost depends on.
+    """
+    run, model = dataclasses.replace(config.run, validate_every=0), config.model
+    config = dataclasses.replace(config, run=run, regression=None)
+    return (
+        lambda world: GeneratorTrainee(config, world, _NoData()),
+        lambda count: {
+            "codes": torch.randint(0, model["codebook_size"], (count, model["num_tokens"])),
+            "label": torch.randint(0, model["num_classes"], (count,)),
+        },
+    )
+
+
+def estimate(config: TrainConfig) -> None:
+    """Print what a step on extracted codes costs."""
+    measured = measure(*without_data(config), config.data.batch_size, config.run, config.estimate)
+    print("\n".join(measured.lines(config.estimate.tflops)))

@@ -3,6 +3,7 @@
     <run>/checkpoints/0250000/
         model.safetensors ...   weights, one file a name
         state.pt                optimizers and counters (tensors and plain containers only)
+        model/ ... state/       instead, what is sharded: a folder a name, a file a process
         config.json             the resolved config of the run
         manifest.json           sizes and sha256 of the files above; written last
 
@@ -17,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common import hub
+from common import dist, hub
+from common.config import merge
 from common.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -42,23 +44,28 @@ def save(
 ) -> Path:
     """Write one checkpoint atomically: a temporary folder, fsync, rename. Returns its path.
 
+    Rank 0 calls it; where tensors are sharded, every rank does, and returns when its own part is written.
+
     Raises: UserError when the disk is full or read-only; earlier checkpoints are untouched.
     """
     final = folder(run, step)
     partial = final.with_name(final.name + ".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        weights, state = _start(partial, weights, state)
+        if dist.rank() != 0:
+            return final
         for name, tensors in weights.items():
             plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
             save_file(plain, partial / f"{name}.safetensors")
         torch.save(dict(state), partial / "state.pt")
         (partial / "config.json").write_text(json.dumps(config, indent=1))
         files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(partial.iterdir())
+            path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(partial.rglob("*"))
+            if path.is_file()
         }
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files, **(meta or {})}, indent=1))
-        for path in (*partial.iterdir(), partial):
+        for path in (*partial.rglob("*"), partial):
             _fsync(path)
         if final.exists():  # damaged, or the run would not have come by here again
             shutil.rmtree(final)
@@ -71,6 +78,40 @@ def save(
             "free space or choose another --out; earlier checkpoints are intact"
         ) from error
     return final
+
+
+def in_parts(value: object) -> bool:
+    """Whether a tensor is sharded: a DTensor, whose module takes a second to import."""
+    return hasattr(value, "placements")
+
+
+def is_sharded(tensors: Mapping[str, Any]) -> bool:
+    return any(map(in_parts, tensors.values()))
+
+
+def _start(
+    partial: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]]:
+    """Make the folder and write what is sharded; returns the rest of weights and state."""
+    problem = None
+    try:
+        if dist.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+    except OSError as error:
+        problem = error
+    parts = {name: tensors for name, tensors in weights.items() if is_sharded(tensors)}
+    if parts:
+        from common import sharded
+
+        sharded.meet(problem)
+        moments = sharded.select(state, lambda _, value: in_parts(value))
+        for name, tensors in (parts | {"state": moments}).items():
+            sharded.write(tensors, partial / name)
+        return {name: weights[name] for name in weights.keys() - parts.keys()}, sharded.without(state, moments)
+    if problem:
+        raise problem
+    return weights, state
 
 
 def prune(run: str | Path, keep_last: int, milestone_every: int) -> None:
@@ -151,8 +192,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_weights(folder: str | Path, name: str) -> dict[str, Tensor]:
-    """One weights file of a checkpoint folder."""
+    """One weights file of a checkpoint folder; shards are put together."""
     path = Path(folder) / f"{name}.safetensors"
+    if (Path(folder) / name).is_dir():
+        from common import sharded
+
+        return sharded.read_whole(Path(folder) / name)
     if not path.is_file():
         there = sorted(p.stem for p in Path(folder).glob("*.safetensors"))
         raise UserError(
@@ -175,6 +220,39 @@ def read_state(folder: str | Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's restricted reader raises many kinds for a damaged file
         raise UserError(f"{str(path)!r} is damaged ({str(error).splitlines()[0]}); use another checkpoint") from error
+
+
+def restore(
+    folder: Path,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> tuple[Callable[[str], Mapping[str, Tensor]], dict[str, Any]]:
+    """What a run of any layout left, in the layout of `weights` and `state`, whose sharded tensors are filled in place.
+
+    Returns a reader of weights by name, and the state. Every rank calls both.
+    """
+    kept = read_state(folder)
+    if not (folder / "state").is_dir() and not any(is_sharded(tensors) for tensors in weights.values()):
+        return lambda name: read_weights(folder, name), kept
+    from common import sharded
+
+    if (folder / "state").is_dir():
+        there = sharded.names(folder / "state")
+        sharded.read_into(sharded.select(state, lambda path, _: path in there), folder / "state")
+        kept = merge(state, kept)
+
+    def read(name: str) -> Mapping[str, Tensor]:
+        if not (folder / name).is_dir():
+            return sharded.like(weights[name], read_weights(folder, name))
+        sharded.read_into(weights[name], folder / name)
+        return weights[name]
+
+    return read, sharded.like(state, kept)
+
+
+def has_weights(folder: str | Path, name: str) -> bool:
+    """Whether a checkpoint folder holds weights of this name, whole or sharded."""
+    return (Path(folder) / f"{name}.safetensors").is_file() or (Path(folder) / name).is_dir()
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -233,7 +311,8 @@ def fingerprint(found: str | Path) -> str:
     found = Path(found)
     if (found / MANIFEST).is_file():
         files = json.loads((found / MANIFEST).read_text())["files"]
-        hashes = "".join(entry["sha256"] for name, entry in sorted(files.items()) if name.endswith(".safetensors"))
+        weights = [name for name in sorted(files) if name.endswith(".safetensors") and not name.startswith("state/")]
+        hashes = "".join(files[name]["sha256"] for name in weights)
     else:
         hashes = sha256(found if found.is_file() else found / "model.safetensors")
     return hashlib.sha256(hashes.encode()).hexdigest()[:16]

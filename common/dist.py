@@ -9,7 +9,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import UserError
 
@@ -57,6 +56,11 @@ def size() -> int:
     return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's number (0 without a process group)."""
+    return torch_dist.get_rank() if torch_dist.is_initialized() else 0
+
+
 def barrier() -> None:
     if torch_dist.is_initialized():
         torch_dist.barrier()
@@ -86,7 +90,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """The rows (n,D) of all ranks one below the other, in rank order, through which gradients flow."""
     if size() == 1:
         return rows
-    before, after = torch_dist.get_rank() * len(rows), (size() - 1 - torch_dist.get_rank()) * len(rows)
+    before, after = rank() * len(rows), (size() - 1 - rank()) * len(rows)
     return all_reduce_sum(nn.functional.pad(rows, (0, 0, before, after)))
 
 
@@ -111,6 +115,11 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(largest(torch.tensor(float(flag), device=device)).item())
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from all its parts, if it is sharded; every rank calls it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def all_gather(tensor: Tensor) -> list[Tensor]:
     """The same-shaped tensor of every rank, in rank order."""
     if size() == 1:
@@ -127,13 +136,3 @@ def gather_objects(value: object) -> list[object]:
     gathered: list[object] = [None] * size()
     torch_dist.all_gather_object(gathered, value)
     return gathered
-
-
-def wrap(module: nn.Module, parallel: str, world: World) -> nn.Module:
-    """Gradients averaged over ranks: "ddp" wraps when there is more than one rank, "none" never does."""
-    if parallel == "none" and world.size > 1:
-        raise UserError(f"parallel=none with {world.size} processes would train {world.size} models; use parallel=ddp")
-    if parallel == "none" or world.size == 1:
-        return module
-    ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from common.errors import UserError
 
-__all__ = ["half", "joined", "only", "optional", "sharded", "switch"]
+__all__ = ["estimate", "half", "joined", "only", "optional", "sharded", "switch"]
 
 Expand = Callable[[str], list[str]]
 
@@ -49,6 +49,11 @@ def sharded(value: str) -> list[str]:
     if value not in ("sdp", "fsdp"):
         raise UserError(f"--data-parallel got {value!r}; expected fsdp (or sdp, which is the same here)")
     return ["run.parallel=fsdp"]
+
+
+def estimate(*more: str) -> Expand:
+    """`--estimate` and `--estimate RANKS`; `more` are entries that an estimate can do without."""
+    return lambda value: [f"estimate.ranks={1 if value == 'true' else value}", *more]
 
 
 def joined(argv: list[str], root: str) -> list[str]:

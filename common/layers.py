@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DropPath", "RMSNorm", "rotary_table_2d", "rotate"]
+__all__ = ["DropPath", "RMSNorm", "on_meta", "rotary_table_2d", "rotate"]
+
+
+def on_meta() -> bool:
+    """Whether modules are being built on the meta device, for a cost estimate: then weights need not be there."""
+    return torch.get_default_device().type == "meta"
 
 
 class RMSNorm(nn.Module):

@@ -10,12 +10,12 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import checkpoint, dist
@@ -41,6 +41,12 @@ class Trainee(Protocol):
         `common.optim.update` returned, 1.0 where the update was left out.
         """
 
+    def network(self) -> nn.Module:
+        """What is sharded, for estimates."""
+
+    def frozen(self) -> list[nn.Module]:
+        """Networks beside it that are only looked through, for estimates."""
+
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """State dicts by file name, e.g. {"model": ..., "ema": ...}."""
 
@@ -54,15 +60,18 @@ class Trainee(Protocol):
         """Scalars on held-out data."""
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context that model code runs under.
 
     Raises: UserError for an unknown precision.
     """
     if precision not in ("none", "bf16"):
         raise UserError(f"run.precision got {precision!r}; expected none or bf16")
-    kind = device.type if device.type in ("cpu", "cuda") else "cpu"  # shapes are checked on the meta device
-    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
+    if device.type == "meta":
+        from common.estimate import MetaAutocast
+
+        return MetaAutocast(precision == "bf16")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -216,7 +225,7 @@ class _Run:
             **self.trainee.state(), "step": done, "averages": self.averages.state(), "guard": self.guard.state(),
         }  # fmt: skip
         failure = None
-        if self.world.is_main:
+        if self.world.is_main or any(checkpoint.is_sharded(tensors) for tensors in weights.values()):
             try:
                 self.saver.save(done, weights, state)
             except UserError as error:
@@ -248,6 +257,8 @@ class _Run:
         found = dist.gather_objects(found)[0]  # every rank loads what the first has read in full
         if aside:
             self.logger.say(f"warning: damaged checkpoints were set aside: {', '.join(map(str, aside))}")
+        if found is None and self.config.resume_from:
+            found = checkpoint.resolve_folder(self.config.resume_from)
         if found is None:
             if self.world.is_main:
                 trim_metrics(self.out, 0)
@@ -256,11 +267,11 @@ class _Run:
         before = checkpoint.read_config(found)
         if before.get("model") != self.run_config.get("model"):
             raise UserError(
-                f"{str(self.out)!r} holds a run of another model ({found.name}/config.json differs in 'model'); "
+                f"{str(found)!r} is of another model (its config.json differs in 'model'); "
                 "choose another --out or the config it was started with"
             )
-        state = checkpoint.read_state(found)
-        self.trainee.load(lambda name: checkpoint.read_weights(found, name), state)
+        weights, state = checkpoint.restore(found, self.trainee.weights(), self.trainee.state())
+        self.trainee.load(weights, state)
         self.averages.load(state["averages"], self.world.rank, self.world.device)
         self.guard.load(state["guard"])
         if self.world.is_main:

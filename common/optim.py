@@ -8,9 +8,10 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from common import dist
+from common import dist, parallel
+from common.dist import World
 from common.errors import UserError
-from common.settings import OptimConfig
+from common.settings import OptimConfig, RunConfig
 
 
 def rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -62,20 +63,26 @@ def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     Source: Yang et al. 2022 (muP), Table 3, hidden weights under Adam.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
+    fused = trainable[0].device.type in ("cpu", "cuda")
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for p in trainable:
         matrix = p.dim() >= 2
-        scale = min(1.0, config.fan_in / p[0].numel()) if config.fan_in and matrix else 1.0
+        scale = min(1.0, config.fan_in * p.shape[0] / p.numel()) if config.fan_in and matrix else 1.0
         groups.setdefault((not (matrix or config.decay_vectors), scale), []).append(p)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": members, "weight_decay": 0.0 if plain else config.weight_decay, "lr_scale": scale}
             for (plain, scale), members in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
         ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
-        fused=trainable[0].device.type in ("cpu", "cuda"),
+        fused=fused,
     )
+    # There from the start, so that a sharded checkpoint finds tensors to read into.
+    for p in trainable:
+        count = torch.zeros((), device=p.device if fused else "cpu")
+        optimizer.state[p] = {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    return optimizer
 
 
 def update(
@@ -88,11 +95,11 @@ def update(
     fused optimizers read the flag in their kernels, so nothing waits for it here.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or float("inf"))
+    norm = parallel.clip_gradients(parameters, config.max_grad_norm)
     finite = torch.isfinite(norm) & torch.isfinite(loss.detach()).all()
     not_finite = dist.largest(1.0 - finite.float())
     for group in optimizer.param_groups:
-        group["lr"] = rate(config, step, steps) * group["lr_scale"]
+        group["lr"] = rate(config, step, steps) * group.get("lr_scale", 1.0)
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = not_finite  # what torch's GradScaler sets
         optimizer.step()
@@ -110,6 +117,13 @@ class Ema:
     def __init__(self, module: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
         self.module = deepcopy(module).eval().requires_grad_(False)
+
+    def place(self, config: RunConfig, world: World) -> None:
+        """Put the average where the model's parameters are: on the device, sharded like them."""
+        if config.parallel == "fsdp":
+            parallel.shard(self.module, config.precision, world)
+        else:
+            self.module.to(world.device)
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import checkpoint
+from common import checkpoint, dist
 from common.settings import RunConfig
 
 
@@ -59,7 +59,8 @@ class Saver:
 
     def _write(self, step: int, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         checkpoint.save(self.config.out, step, weights, state, self.run_config, self.meta)
-        checkpoint.prune(self.config.out, self.config.keep_last, self.config.milestone_every)
+        if dist.rank() == 0:
+            checkpoint.prune(self.config.out, self.config.keep_last, self.config.milestone_every)
 
     def _copy(self, value: Any, path: str) -> Any:
         """Containers as they are, tensors as copies in host memory that is used again by the next save."""
@@ -69,8 +70,13 @@ class Saver:
             return type(value)(self._copy(item, f"{path}/{number}") for number, item in enumerate(value))
         if not isinstance(value, Tensor):
             return value
+        local = value.to_local() if checkpoint.in_parts(value) else value
         held = self._host.get(path)
-        if held is None or held.shape != value.shape or held.dtype != value.dtype:
-            held = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        if held is None or held.shape != local.shape or held.dtype != local.dtype:
+            held = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
             self._host[path] = held
+        if local is not value:
+            from common import sharded
+
+            return sharded.on_host(value, held)
         return held.copy_(value.detach(), non_blocking=True)

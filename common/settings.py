@@ -14,10 +14,14 @@ class RunConfig:
     out: str = opt(MISSING, "result folder; the same command again resumes from it")
     steps: int = opt(MISSING, "optimizer steps in all; schedules refer to it")
     stop_at: int | None = opt(None, "stop (with a checkpoint) after this step; schedules still refer to run.steps")
+    resume_from: str | None = opt(None, "checkpoint of another run that a new run goes on from, e.g. to cool it down")
     seed: int = opt(0, "seed of weights, data order and everything random in a step")
     device: str = opt("auto", "auto | cpu | cuda")
     precision: str = opt("bf16", "none (fp32) | bf16 autocast; quantizer and losses stay fp32")
-    parallel: str = opt("ddp", "none | ddp (used when there is more than one process)")
+    parallel: str = opt("ddp", "none | ddp (a copy per process) | fsdp (sharded); one process needs neither")
+    accumulate: int = opt(1, "micro-batches per step; gradients are exchanged once")
+    recompute: bool = opt(False, "activation checkpointing: keep the inputs of blocks, compute the rest again")
+    compile: bool = opt(False, "torch.compile the blocks")
     checkpoint_every: int = opt(5000, "steps between checkpoints; the last step always gets one")
     keep_last: int = opt(3, "newest checkpoints kept")
     milestone_every: int = opt(50000, "checkpoints at multiples of this are kept for good; 0 = none")
@@ -65,6 +69,14 @@ class OptimConfig:
     cooldown_fraction: float = opt(0.2, "share of the steps that wsd cools down for")
     cooldown_shape: str = opt("sqrt", "sqrt | linear | cosine | square | a power of what is left, such as 1.5")
     epoch_steps: int = opt(1, "steps per epoch, for cosine_epochs")
+
+
+@dataclass
+class EstimateConfig:
+    """For whom a step's cost is estimated."""
+
+    ranks: int = opt(1, "processes that the run would have")
+    tflops: float = opt(300.0, "what one of them sustains, 1e12 FLOP/s; 300 is a good H100 in bf16")
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from common import checkpoint, dist, optim
+from common import checkpoint, optim, parallel
 from common.config import build
 from common.dist import World
 from common.errors import UserError
@@ -27,21 +27,19 @@ class Adversary:
     Raises: UserError for an unknown `loss`, or an `init` without a discriminator.
     """
 
-    def __init__(
-        self, config: AdversaryConfig, optim_config: optim.OptimConfig, world: World, precision: str, parallel: str
-    ):
+    def __init__(self, config: AdversaryConfig, optim_config: optim.OptimConfig, world: World, precision: str):
         self.config, self.world, self.precision = config, world, precision
         self.optim_config, self.first = (config.optim, config.start) if config.optim else (optim_config, 0)
         if config.loss not in GAMES:
             raise UserError(f"adversary.loss got {config.loss!r}; expected {', '.join(GAMES)}")
         self.game = GAMES[config.loss]
-        self.module = build("tokenizer.discriminators:DISCRIMINATORS", config.discriminator).to(world.device)
+        self.module = build("tokenizer.discriminators:DISCRIMINATORS", config.discriminator)
         if config.init:
             found = checkpoint.resolve_folder(config.init)
             if not (found / "discriminator.safetensors").is_file():
                 raise UserError(f"adversary.init: {str(found)!r} holds no discriminator; set adversary.init=null")
             checkpoint.load_into(self.module, checkpoint.read_weights(found, "discriminator"), config.init)
-        self.wrapped = dist.wrap(self.module, parallel, world)
+        self.wrapped = parallel.replicate(self.module, world)  # too small to be worth sharding
         self.optimizer = optim.adamw(self.module, self.optim_config)
         self.lecam = LeCam(config.lecam.decay, config.lecam.settle) if config.lecam else None
 

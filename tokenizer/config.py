@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.config import opt, part, parts
-from common.settings import DataConfig, LogConfig, OptimConfig, RunConfig
+from common.settings import DataConfig, EstimateConfig, LogConfig, OptimConfig, RunConfig
 from tokenizer.layout import Layout
 
 
@@ -87,3 +87,4 @@ class TrainConfig:
     backbone: BackboneConfig | None = None
     init: str | None = opt(None, "checkpoint (or run) whose tokenizer weights to start from")
     log: LogConfig = field(default_factory=LogConfig)
+    estimate: EstimateConfig | None = opt(None, "print what a step costs, and stop: --estimate RANKS")

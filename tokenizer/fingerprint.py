@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from common.dist import whole
 from tokenizer.model import Tokenizer
 
 __all__ = ["codes_fingerprint"]
@@ -21,5 +22,5 @@ def codes_fingerprint(tokenizer: Tokenizer) -> str:
     about = (tokenizer.config.encoder["name"], tokenizer.config.quantizer["name"], tokenizer.image_size)
     digest = hashlib.sha256(repr(about).encode())
     for key in sorted(tensors):
-        digest.update(key.encode() + tensors[key].cpu().contiguous().numpy().tobytes())
+        digest.update(key.encode() + whole(tensors[key]).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

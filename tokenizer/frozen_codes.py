@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from common import parallel
 from tokenizer.fingerprint import codes_fingerprint
 from tokenizer.model import Tokenizer
 
@@ -25,18 +26,20 @@ class FrozenCodes:
         self.images: Tensor | None = None
         self.codes: Tensor | None = None
 
-    def watch(self, tokenizer: Tokenizer, images: Tensor) -> None:
-        """The first images (B,3,H,W) that are seen are the ones watched."""
+    def watch(self, tokenizer: Tokenizer, images: Tensor, sharded: nn.Module) -> None:
+        """The first images (B,3,H,W) that are seen are the ones watched. `sharded`: what `parallel.gathered` takes."""
         if self.codes is None:
             self.images = images[:IMAGES].clone()
-            self.codes = tokenizer.encode(self.images)
+            with parallel.gathered(sharded):
+                self.codes = tokenizer.encode(self.images)
 
-    def check(self, name: str, tokenizer: Tokenizer) -> None:
+    def check(self, name: str, tokenizer: Tokenizer, sharded: nn.Module) -> None:
         """Raises: RuntimeError when `tokenizer` (called `name`) would give other codes than at the start."""
         found = codes_fingerprint(tokenizer)
         if found != self.fingerprint:
             raise RuntimeError(f"{name}: the frozen weights have changed, from {self.fingerprint} to {found}")
         if self.codes is not None:
-            changed = int((tokenizer.encode(self.images) != self.codes).sum())
+            with parallel.gathered(sharded):
+                changed = int((tokenizer.encode(self.images) != self.codes).sum())
             if changed:
                 raise RuntimeError(f"{name}: {changed} of {self.codes.numel()} codes changed under a frozen encoder")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from common.config import Alias
-from common.flags import half, only, optional, sharded, switch
+from common.flags import estimate, half, only, optional, sharded, switch
 
 Value = TypeVar("Value")
 
@@ -35,6 +35,7 @@ TRAIN_FLAGS: dict[str, Alias] = {  # flags of the papers' vq_train.py: our key
     "no-wandb": switch("log.wandb=null"),
     "data-parallel": sharded,
     "log-every": "log.every",
+    "estimate": estimate("data.root=unused"),
     "wandb-project": "log.wandb",
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.checkpoint import load_into, read_config, read_weights, resolve_folder
+from common.checkpoint import has_weights, load_into, read_config, read_weights, resolve_folder
 from common.config import merge, read_yaml, resolve
 from common.errors import UserError
 from common.weights import Released, read_released
@@ -46,7 +46,7 @@ def read_tokenizer(path: str | Path, weights: str, config: Stated = None) -> tup
     own = stated_config(read_config(found)["model"])
     if config is not None and stated_config(config) != own:
         raise UserError(f"the config given describes another tokenizer than {str(found)!r} holds; leave it out")
-    if weights == "ema" and not (found / "ema.safetensors").is_file():
+    if weights == "ema" and not has_weights(found, "ema"):
         weights = "model"
     return own, read_weights(found, weights)
 

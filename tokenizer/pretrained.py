@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from common.errors import UserError
+from common.layers import on_meta
 from tokenizer.config import BackboneConfig, TrainConfig
 from tokenizer.layers.vit import Vit
 from tokenizer.model import Tokenizer
@@ -25,7 +26,7 @@ def load_timm(name: str, weights: str | None, otherwise: str, **options: Any) ->
 
     try:
         local = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
-        return timm.create_model(name, pretrained=True, num_classes=0, **local, **options)
+        return timm.create_model(name, pretrained=not on_meta(), num_classes=0, **local, **options)
     except Exception as error:  # timm and the hub raise many kinds for a missing file
         where = repr(weights) if weights else "timm's cache"
         raise UserError(

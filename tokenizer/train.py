@@ -24,9 +24,9 @@ def post_train() -> None:
 def train(flags: Mapping[str, config.Alias]) -> None:
     argv = joined(sys.argv[1:], "results/tokenizers/vq")
     settings = config.parse(TrainConfig, argv, aliases=flags, about=__doc__, translate=from_robustok)
-    from tokenizer.trainer import run
+    from tokenizer.trainer import estimate, run
 
-    run(settings)
+    (estimate if settings.estimate else run)(settings)
 
 
 if __name__ == "__main__":

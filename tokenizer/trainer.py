@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import checkpoint, dist, loop, optim
+from common import checkpoint, dist, loop, optim, parallel
 from common.config import build, lookup
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
 from common.errors import UserError
+from common.estimate import measure
 from common.guard import Alarm
 from common.images import from_pixels
 from common.pairs import PairFolder
@@ -104,9 +105,14 @@ class TokenizerTrainee:
     def __init__(self, config: TrainConfig, world: World):
         self.config, self.world = config, world
         torch.manual_seed(config.run.seed)
-        self.tokenizer = Tokenizer(config.model).to(world.device)
         if config.init and config.backbone:
             raise UserError("init brings the weights of all parts, so backbone would be ignored; set backbone=null")
+        if config.run.parallel == "fsdp" and config.model.quantizer.get("refresh_every"):
+            raise UserError(
+                "quantizer.refresh_every moves codes in the forward pass, where fsdp has copies that it throws away; "
+                "use run.parallel=ddp or quantizer.refresh_every=0"
+            )
+        self.tokenizer = Tokenizer(config.model)
         if config.init:
             load_weights(self.tokenizer, config.init, "ema")
         elif config.backbone:
@@ -130,16 +136,16 @@ class TokenizerTrainee:
             {name: build("tokenizer.losses:LOSSES", mapping) for name, mapping in config.losses.items()}
         ).to(world.device)
         self.training_pass = TrainingPass(self.tokenizer, config.freeze, "semantic" in config.regularizers)
-        self.wrapped = dist.wrap(self.training_pass, config.run.parallel, world).train()
-        self.optimizer = optim.adamw(self.tokenizer, config.optim)
         self.ema = optim.Ema(self.tokenizer, config.ema_decay) if config.ema_decay else None
+        self.wrapped = parallel.wrap(self.training_pass, config.run, world).train()
+        if self.ema:
+            self.ema.place(config.run, world)
+        self.optimizer = optim.adamw(self.tokenizer, config.optim)
         self.alarms = alarms()
         self.frozen_codes: FrozenCodes | None = None
-        self.adversary = (
-            Adversary(config.adversary, config.optim, world, config.run.precision, config.run.parallel)
-            if config.adversary
-            else None
-        )
+        self.adversary = None
+        if config.adversary:
+            self.adversary = Adversary(config.adversary, config.optim, world, config.run.precision)
 
     def hold_codes(self) -> None:
         """With a frozen encoder side: from now on every checkpoint is held to today's codes."""
@@ -148,12 +154,14 @@ class TokenizerTrainee:
 
     def _check_codes(self) -> None:
         if self.frozen_codes:
-            self.frozen_codes.check("model", self.tokenizer)
+            self.frozen_codes.check("model", self.tokenizer, self.training_pass)
             if self.ema:
-                self.frozen_codes.check("ema", self.ema.module)
+                self.frozen_codes.check("ema", self.ema.module, self.ema.module)
 
-    def plan(self, batch_size: int, step: int) -> Plan:
-        plan = Plan(step, self.config.run.seed, batch_size, self.world.rank, self.config.model.layout)
+    def plan(self, batch_size: int, step: int, number: int = 0) -> Plan:
+        """What to decode of micro-batch `number` of this process: its slice of what is drawn for the global batch."""
+        slot = self.world.rank * self.config.run.accumulate + number
+        plan = Plan(step, self.config.run.seed, batch_size, slot, self.config.model.layout)
         for regularizer in sorted(self.regularizers, key=lambda each: each.order):
             regularizer.plan(plan)
         if isinstance(plan.num_tokens, Tensor):
@@ -184,33 +192,53 @@ class TokenizerTrainee:
         config = self.config
         images = from_pixels(batch["pixels"])
         if self.frozen_codes:
-            self.frozen_codes.watch(self.tokenizer, images)
-        plan = self.plan(len(images), step)
-        if "codes" in batch and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
-            plan.num_tokens = _at_most(plan.num_tokens, batch["codes"].shape[1])
+            self.frozen_codes.watch(self.tokenizer, images, self.training_pass)
+        given = (images, batch["codes"]) if "codes" in batch else (images,)
+        micro = parallel.micro_batches(given, config.run.accumulate)
         # Parts that draw from the global generator (augmentation, drop path) repeat what they drew after a resume.
-        torch.manual_seed(plan.generator(stream=self.world.rank + 8).initial_seed())
-        with loop.autocast(config.run.precision, self.world.device):
-            losses, done = self.generator_losses(images, plan, batch.get("codes"))
-        total = sum(value for name, value in losses.items() if "@" not in name)
+        torch.manual_seed(loop.step_generator(config.run.seed, step, self.world.rank + 8).initial_seed())
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, total)
+        logged: dict[str, Tensor] = {}
+        views: list[list[Tensor]] = []
+        for number, part in enumerate(micro):
+            with parallel.synchronised(self.wrapped, now=number == len(micro) - 1):
+                losses, done = self._losses(number, step, *part)
+                (losses["loss"] / len(micro)).backward()
+            views.append([view.images.detach().float() for view in done.views])
+            for name, value in losses.items():
+                key = f"train/{name}" if "@" in name or name == "loss" else f"train/loss_{name}"
+                logged[key] = logged.get(key, 0) + value.detach() / len(micro)
+        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, logged["train/loss"])
         if self.ema:
             self.ema.update(self.tokenizer)
-        logged = {f"train/{name}" if "@" in name else f"train/loss_{name}": value for name, value in losses.items()}
-        logged |= {
-            "train/loss": total,
-            "train/grad_norm": norm,
-        }
+        logged["train/grad_norm"] = norm
         if done.quantized.codes is not None:
             logged["train/codebook_usage"] = self.tokenizer.quantizer.usage()
         if self.adversary and self.adversary.active(step):
-            recons = [view.images.float() for view in done.views]
+            recons = [torch.cat(parts) for parts in zip(*views, strict=True)]
             played = self.adversary.update(images, recons, step, config.run.steps)
             not_finite = torch.maximum(not_finite, played.pop("not_finite"))
             logged |= played
         return logged | {"not_finite": not_finite}
+
+    def _losses(
+        self, number: int, step: int, images: Tensor, codes: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Pass]:
+        """Losses of a micro-batch by name, their sum as "loss", and the pass they come from."""
+        plan = self.plan(len(images), step, number)
+        if codes is not None and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
+            plan.num_tokens = _at_most(plan.num_tokens, codes.shape[1])
+        with loop.autocast(self.config.run.precision, self.world.device):
+            losses, done = self.generator_losses(images, plan, codes)
+        return losses | {"loss": sum(value for name, value in losses.items() if "@" not in name)}, done
+
+    def network(self) -> nn.Module:
+        """What is sharded."""
+        return self.training_pass
+
+    def frozen(self) -> list[nn.Module]:
+        """Networks that losses and regularizers look through."""
+        return [self.losses, *(each.teacher for each in self.regularizers if hasattr(each, "teacher"))]
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         modules = {"model": self.tokenizer} | ({"ema": self.ema.module} if self.ema else {})
@@ -261,13 +289,14 @@ class TokenizerTrainee:
             else [None]
         )
         sums = {length: torch.zeros((), device=self.world.device) for length in lengths}
-        for batch in batches(data, mine, 64):
-            images = from_pixels(batch["pixels"].to(self.world.device))
-            vectors = tokenizer.encode_vectors(images)
-            for length in lengths:
-                decoded = tokenizer.decode_vectors(vectors, length).images.clamp(-1, 1)
-                error = F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))
-                sums[length] += (10 * torch.log10(4 / error)).sum()
+        with parallel.gathered(tokenizer if self.ema else self.training_pass):
+            for batch in batches(data, mine, 64):
+                images = from_pixels(batch["pixels"].to(self.world.device))
+                vectors = tokenizer.encode_vectors(images)
+                for length in lengths:
+                    decoded = tokenizer.decode_vectors(vectors, length).images.clamp(-1, 1)
+                    error = F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))
+                    sums[length] += (10 * torch.log10(4 / error)).sum()
         self.training_pass.train()
         totals = dist.mean({str(k): v * self.world.size / len(data) for k, v in sums.items()})
         return {f"val/psnr_{length or tokenizer.num_tokens}": totals[str(length)] for length in lengths}
@@ -322,3 +351,22 @@ def run(config: TrainConfig) -> None:
 
         described = dataclasses.asdict(config)
         loop.run(trainee, loader, config.run, config.log, world, described, {"classes": data.classes}, data.name)
+
+
+def without_data(config: TrainConfig) -> tuple[Callable[[World], TokenizerTrainee], Callable[[int], dict[str, Tensor]]]:
+    """A trainer and random batches, to measure what a step costs: at most, so all tokens are decoded."""
+    regularizers = {name: each for name, each in config.regularizers.items() if name != "nested_dropout"}
+    quantizer = {key: 0 if key == "refresh_every" else value for key, value in config.model.quantizer.items()}
+    model = dataclasses.replace(config.model, quantizer=quantizer)
+    config = dataclasses.replace(config, model=model, regularizers=regularizers, init=None, backbone=None)
+    shape = (config.model.image_size, config.model.image_size, 3)
+    return (
+        lambda world: TokenizerTrainee(config, world),
+        lambda count: {"pixels": torch.randint(0, 256, (count, *shape), dtype=torch.uint8)},
+    )
+
+
+def estimate(config: TrainConfig) -> None:
+    """Print what the last step of a run costs. Networks need no weights for it."""
+    measured = measure(*without_data(config), config.data.batch_size, config.run, config.estimate)
+    print("\n".join(measured.lines(config.estimate.tflops)))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from common.config import opt
 from common.errors import UserError
+from common.layers import on_meta
 
 __all__ = ["LPIPS", "LPIPSNetwork"]
 
@@ -86,6 +87,10 @@ class LPIPS(LPIPSNetwork):
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__()
+        self.requires_grad_(False)
+        self.eval()
+        if on_meta():
+            return
         config = config or self.Config()
         trunk = _load(_vgg_file(config.vgg_path))
         heads = _load(_heads_file(config.heads_path))
@@ -95,8 +100,6 @@ class LPIPS(LPIPSNetwork):
                 for kind in ("weight", "bias"):
                     weights[f"net.slice{stage + 1}.{layer}.{kind}"] = trunk[f"features.{layer}.{kind}"]
         self.load_state_dict({**weights, **heads})
-        self.requires_grad_(False)
-        self.eval()
 
 
 def _unit(x: Tensor) -> Tensor:

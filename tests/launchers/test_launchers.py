@@ -68,7 +68,7 @@ def test_every_launcher_is_listed_here():
     assert here == set(JOBS)
 
 
-SHELL = [*ROOT.glob("*.sh"), *ROOT.glob("scripts/**/*.sh"), ROOT / ".ci/run"]
+SHELL = [*ROOT.glob("*.sh"), *ROOT.glob("scripts/**/*.sh"), *ROOT.glob("scripts/slurm/*"), ROOT / ".ci/run"]
 
 
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)

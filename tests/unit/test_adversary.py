@@ -48,7 +48,7 @@ def adversary_of(backbone: Path, name: str = "patchgan", **options: object) -> A
     if name == "dino":
         judge["backbone_path"] = str(backbone)
     config = resolve(AdversaryConfig, {"start": 10, "discriminator": judge, **options}, where="adversary")
-    return Adversary(config, OptimConfig(lr=1e-3), World(0, 1, torch.device("cpu")), "none", "ddp")
+    return Adversary(config, OptimConfig(lr=1e-3), World(0, 1, torch.device("cpu")), "none")
 
 
 def pictures(seed: int, batch: int = 2) -> torch.Tensor:

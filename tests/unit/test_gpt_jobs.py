@@ -260,6 +260,20 @@ def test_regression_refuses_what_it_cannot_do(made: Path, tmp_path: Path) -> Non
         trainee_of(regressed(made, tmp_path / "x", "regression.current_layer=3"))
 
 
+def test_a_run_cools_down_from_any_checkpoint_of_a_longer_one(made: Path, tmp_path: Path) -> None:
+    """As if it had been planned so from the start, since both have held their rate so far."""
+    cooling = ["--lr-scheduler", "wsd", "--fract-decay", 0.5]
+    trainer.run(train_config(made, tmp_path / "long", *cooling, "--iterations", 12, "--early-stop-iter", 5))
+    trainer.run(train_config(made, tmp_path / "planned", *cooling, "--iterations", 8))
+    middle = tmp_path / "long" / "checkpoints" / "0000004"
+    trainer.run(train_config(made, tmp_path / "cooled", *cooling, "--iterations", 8, f"run.resume_from={middle}"))
+    weights = [checkpoint.read_weights(checkpoint.newest(tmp_path / run), "model") for run in ("planned", "cooled")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    lines = [json.loads(line) for line in (tmp_path / "cooled" / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["train/lr"] for line in lines if "train/lr" in line}
+    assert [*rates] == [5, 6, 7, 8] and rates[5] == pytest.approx(1e-3) and rates[8] < rates[7] < rates[6] < 1e-3
+
+
 def test_images_tokenized_on_the_fly_teach_the_same_as_their_codes(made: Path, tmp_path: Path) -> None:
     common = ["--data-path", made / "images", "--vq-ckpt", made / "vq", "data.crop=center", "data.flip=false"]
     settings = train_config(made, tmp_path / "out", "data.codes=null", *common)

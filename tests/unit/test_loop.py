@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
 
 def test_another_model_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     run(tmp_path, stop_at=5)
-    with pytest.raises(UserError, match="run of another model"):
+    with pytest.raises(UserError, match="is of another model"):
         run(tmp_path, model=2)
 
 

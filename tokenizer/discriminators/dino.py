@@ -16,6 +16,7 @@ from torch.nn.utils import spectral_norm
 
 from common.config import opt
 from common.errors import UserError
+from common.layers import on_meta
 from tokenizer.discriminators.diffaug import NUM_UNIFORMS, augment
 from tokenizer.layers.vit import Vit, VitConfig
 from tokenizer.teachers import IMAGENET
@@ -167,12 +168,14 @@ def fit(images: Tensor, crop: tuple[int, int] | None = None) -> Tensor:
 
 
 def _released_backbone(config: DinoDiscriminator.Config) -> FrozenDino:
+    backbone = FrozenDino(VitConfig(config.width, config.layers, config.heads, PATCH), config.depths)
+    if on_meta():
+        return backbone
     path = Path(config.backbone_path or Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE_FILE)
     if not path.is_file():
         raise UserError(
             f"the DINO discriminator needs {str(path)!r}, which does not exist: "
             f"curl -L --create-dirs -o {path} {BACKBONE_URL}; or use adversary.discriminator.name=patchgan"
         )
-    backbone = FrozenDino(VitConfig(config.width, config.layers, config.heads, PATCH), config.depths)
     backbone.load(torch.load(path, weights_only=True, map_location="cpu"))
     return backbone

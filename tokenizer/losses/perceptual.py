@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.config import opt
 from common.errors import UserError
+from common.layers import on_meta
 from evaluations.metrics.embedded import EfficientNetLite
 from evaluations.metrics.lpips import LPIPS
 from tokenizer.losses.pixel import ReconstructionLoss, WeightConfig
@@ -51,16 +52,17 @@ class ConvNextLoss(ReconstructionLoss):
         super().__init__(config)
         from torchvision.models import convnext_small
 
+        self.net = convnext_small().requires_grad_(False)
+        self.eval()
+        if on_meta():
+            return
         path = Path(config.path or Path(torch.hub.get_dir()) / "checkpoints" / CONVNEXT_FILE)
         if not path.is_file():
             raise UserError(
                 f"the ConvNeXt perceptual loss needs {str(path)!r}, which does not exist: "
                 f"curl -L --create-dirs -o {path} {CONVNEXT_URL}; or use losses.perceptual.name=efficientnet_lite0"
             )
-        self.net = convnext_small()
         self.net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-        self.net.requires_grad_(False)
-        self.eval()
 
     def _logits(self, images: Tensor) -> Tensor:
         mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in IMAGENET)

@@ -1,0 +1,208 @@
+"""What a training step costs, before anything is allocated: memory of one process, FLOPs, seconds.
+
+The trainer is built on the meta device and takes one real step there. torch counts the FLOPs of every operation,
+forward and backward; what autograd holds for the backward pass is added up while it is held.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from common import parallel
+from common.dist import World
+from common.errors import UserError
+from common.loop import Trainee
+from common.settings import EstimateConfig, RunConfig
+
+__all__ = ["Estimate", "MetaAutocast", "measure"]
+
+HALVED = {"linear", "conv1d", "conv2d", "matmul", "__matmul__", "bmm", "einsum", "scaled_dot_product_attention"}
+WIDENED = {"layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "mse_loss", "cosine_similarity"}
+
+
+class MetaAutocast(TorchFunctionMode):
+    """What torch.autocast to bf16 does, for the meta device, which it does not serve; attention in one kernel, which
+    keeps no scores, as on real devices."""
+
+    _entered: ClassVar[list[MetaAutocast]] = []
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+
+    def __enter__(self) -> MetaAutocast:
+        self._entered.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._entered.remove(self)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        dtype = torch.bfloat16 if name in HALVED else torch.float32 if name in WIDENED else None
+
+        def cast(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        if self.enabled and dtype and self._entered[-1] is self:
+            args, kwargs = tree_map(cast, args), tree_map(cast, kwargs or {})
+        if func is nn.functional.scaled_dot_product_attention:
+            return _fused_attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+) -> Tensor:
+    bias = None
+    if attn_mask is not None:
+        bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, dropout_p, is_causal)[
+        0
+    ]
+
+
+class _Held:
+    """A tensor that autograd keeps, for as long as it keeps it."""
+
+    def __init__(self, tensor: Tensor, ledger: _Ledger) -> None:
+        self.tensor, self.ledger, self.storage = tensor, ledger, tensor.untyped_storage()
+        ledger.add(self.storage, 1)
+
+    def __del__(self) -> None:
+        self.ledger.add(self.storage, -1)
+
+
+class _Ledger(torch.autograd.graph.saved_tensors_hooks):
+    """The most bytes that autograd kept at once, weights and their like left out."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__(lambda tensor: _Held(tensor.detach(), self), lambda held: held.tensor)
+        self.left_out = {tensor.untyped_storage()._cdata for tensor in weights}
+        self.users: Counter[int] = Counter()
+        self.now = self.peak = 0
+
+    def add(self, storage: torch.UntypedStorage, change: int) -> None:
+        if storage._cdata in self.left_out:
+            return
+        before = self.users[storage._cdata]
+        self.users[storage._cdata] += change
+        if 0 in (before, before + change):
+            self.now += change * storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+
+@dataclass
+class Estimate:
+    """Bytes are those of one process."""
+
+    ranks: int
+    parameters: int
+    trainable: int
+    batch_size: int
+    flops: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    average_bytes: int
+    gathered_bytes: int
+    discriminator_bytes: int
+    frozen_bytes: int
+    activations_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(value for name, value in vars(self).items() if name.endswith("_bytes"))
+
+    def lines(self, tflops: float) -> list[str]:
+        """For people; `tflops`: what one process sustains, in 1e12 FLOP/s."""
+        seconds = self.flops / self.ranks / (tflops * 1e12)
+        memory = [(name.removesuffix("_bytes"), value) for name, value in vars(self).items() if name.endswith("_bytes")]
+        return [
+            f"{self.parameters:,} parameters, {self.trainable:,} of them trained; {self.batch_size} images a step "
+            f"on {self.ranks} processes",
+            f"{self.flops / 1e12:,.2f} TFLOP a step, {self.flops / self.batch_size / 1e9:,.1f} GFLOP an image",
+            f"{seconds:.4g} s a step, {self.batch_size / seconds:,.1f} images/s, at {tflops:g} TFLOP/s a process",
+            "memory of a process, GB:",
+            *(f"  {name:13s} {value / 1e9:9.3f}" for name, value in [*memory, ("in all", self.memory_bytes)]),
+        ]
+
+
+def measure(
+    build: Callable[[World], Trainee],
+    batch: Callable[[int], dict[str, Tensor]],
+    batch_size: int,
+    run: RunConfig,
+    settings: EstimateConfig,
+) -> Estimate:
+    """`build` makes the trainer, `batch(count)` the images of one process; both are called on the meta device.
+
+    The step is the run's last, when every loss is in force that stays.
+
+    Raises: UserError when the batch does not divide over the processes.
+    """
+    ranks = settings.ranks
+    if ranks < 1 or batch_size % ranks:
+        raise UserError(f"data.batch_size={batch_size} does not divide over estimate.ranks={ranks} processes")
+    with torch.device("meta"):
+        trainee = build(World(0, 1, torch.device("meta")))
+        images = batch(batch_size // ranks)
+    if run.recompute:  # torch brings its own autocast back for that, not ours
+        for unit in parallel.units(trainee.network()):
+            unit.forward.keywords["context_fn"] = lambda: (nullcontext(), MetaAutocast(run.precision == "bf16"))
+    weights, frozen = trainee.weights(), list(_tensors(trainee.frozen()))
+    own = [tensor for group in trainee.optimizer.param_groups for tensor in group["params"]]
+    ledger = _Ledger([*frozen, *own, *(tensor for file in weights.values() for tensor in file.values())])
+    with FlopCounterMode(display=False) as counter, ledger:
+        trainee.step(images, run.steps - 1)
+    sharded = run.parallel == "fsdp" and ranks > 1
+    share = ranks if sharded else 1
+    model = _bytes(weights["model"].values())
+    discriminator = weights.get("discriminator", {}).values()
+    return Estimate(
+        ranks=ranks,
+        parameters=sum(p.numel() for p in trainee.network().parameters()),
+        trainable=sum(tensor.numel() for tensor in own),
+        batch_size=batch_size,
+        flops=counter.get_total_flops() * ranks,
+        weights_bytes=model // share,
+        gradients_bytes=_bytes(own) // share,
+        optimizer_bytes=2 * _bytes(own) // share,
+        average_bytes=_bytes(weights.get("ema", {}).values()) // share,
+        gathered_bytes=_gathered(trainee.network(), run.precision) if sharded else 0,
+        discriminator_bytes=4 * _bytes(discriminator),  # weights, gradients, two moments
+        frozen_bytes=_bytes(frozen),
+        activations_bytes=ledger.peak,
+    )
+
+
+def _gathered(module: nn.Module, precision: str) -> int:
+    """What a sharded model has whole at once: what is in no unit, two units, and the gradients of one."""
+    sizes = [sum(p.numel() for p in unit.parameters()) for unit in parallel.units(module)]
+    outside = sum(p.numel() for p in module.parameters()) - sum(sizes)
+    return 4 * outside + 3 * max(sizes, default=0) * (2 if precision == "bf16" else 4)
+
+
+def _tensors(modules: Iterable[nn.Module]) -> Iterable[Tensor]:
+    for module in modules:
+        yield from (*module.parameters(), *module.buffers())
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

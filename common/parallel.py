@@ -1,0 +1,137 @@
+"""One model over many processes: `none`, `ddp` or `fsdp`, and what a trainer asks of any of them.
+
+Sharded parameters are DTensors. Every function here takes plain tensors as well, so a trainer is written once.
+Units are what is sharded, recomputed and compiled as one: the elements of the model's ModuleLists.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from common import dist
+from common.dist import World
+from common.errors import UserError
+from common.settings import RunConfig
+
+__all__ = ["clip_gradients", "gathered", "micro_batches", "replicate", "shard", "synchronised", "units", "wrap"]
+
+
+def units(module: nn.Module) -> list[nn.Module]:
+    """The outermost ModuleList elements that have a forward of their own: transformer layers, residual blocks."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        for element in child if isinstance(child, nn.ModuleList) else ():
+            is_unit = type(element).forward is not nn.Module.forward
+            found += [element] if is_unit else units(element)
+        if not isinstance(child, nn.ModuleList):
+            found += units(child)
+    return found
+
+
+def wrap(module: nn.Module, config: RunConfig, world: World) -> nn.Module:
+    """Move a model to its device and make it what training steps call; a weight average is copied from it before.
+
+    Raises: UserError for an unknown `run.parallel`, or `none` with several processes.
+    """
+    if config.parallel not in ("none", "ddp", "fsdp"):
+        raise UserError(f"run.parallel got {config.parallel!r}; expected none, ddp or fsdp")
+    if config.parallel == "none" and world.size > 1:
+        raise UserError(
+            f"run.parallel=none with {world.size} processes would train {world.size} models; use ddp or fsdp"
+        )
+    for unit in units(module):
+        if config.compile:
+            unit.forward = torch.compile(unit.forward)
+        if config.recompute:
+            unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
+    if config.parallel == "fsdp":
+        return shard(module, config.precision, world)
+    return replicate(module, world)
+
+
+def replicate(module: nn.Module, world: World) -> nn.Module:
+    """A copy per process, gradients averaged (DDP)."""
+    module.to(world.device)
+    if world.size == 1:
+        return module
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def shard(module: nn.Module, precision: str, world: World) -> nn.Module:
+    """Parameters, gradients and optimizer state in equal parts (FSDP2), unit by unit, each moved when it is cut.
+
+    Under bf16 the units travel in bf16, which autocast would make of their matrices anyway, and their gradients are
+    summed in fp32; what is in no unit (quantizer, embeddings, heads) travels in fp32.
+    """
+    if world.size == 1:
+        return module.to(world.device)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    travel = MixedPrecisionPolicy()
+    if precision == "bf16":
+        travel = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Nothing here changes a module's output in place, which is what torch warns of.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+    for unit in units(module):
+        if next(unit.parameters(), None) is not None:
+            fully_shard(unit, mesh=mesh, mp_policy=travel)
+    return fully_shard(module, mesh=mesh)
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Whole parameters on every process: any method works, and processes may call it a different number of times.
+
+    `module` is the one that `wrap` or `shard` got: what is in no unit belongs to it.
+    """
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        if part is not module:
+            part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            if part is not module:
+                part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+@contextmanager
+def synchronised(wrapped: nn.Module, now: bool) -> Iterator[None]:
+    """Forward and backward of one micro-batch; only those of the last one (`now`) exchange gradients."""
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(now)
+    elif isinstance(wrapped, DistributedDataParallel) and not now:
+        with wrapped.no_sync():
+            yield
+        return
+    yield
+
+
+def micro_batches(tensors: Iterable[Tensor], count: int) -> list[tuple[Tensor, ...]]:
+    """This process's batch in `count` equal parts, each a tuple like `tensors`.
+
+    Raises: UserError if it does not divide.
+    """
+    tensors = tuple(tensors)
+    rows = len(tensors[0])
+    if count < 1 or rows % count:
+        raise UserError(f"run.accumulate={count} does not divide the {rows} images of a process; change one of them")
+    return list(zip(*(tensor.chunk(count) for tensor in tensors), strict=True))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale all gradients to a norm of at most `limit` (0 = leave them); returns the norm before, over all parts."""
+    return dist.whole(nn.utils.clip_grad_norm_(parameters, limit or float("inf")))

@@ -1,0 +1,91 @@
+"""The estimate of a step's cost against a formula, and against what a real step allocates."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoregressive import train as generator_job
+from autoregressive.config import TrainConfig
+from autoregressive.models.gpt import SIZES
+from autoregressive.trainer import without_data
+from common import config, estimate
+from common.dist import World
+from common.settings import EstimateConfig
+from tokenizer import train as tokenizer_job
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["run.out=x", "run.steps=10", "run.device=cpu", "model.size=tiny", "ema_decay=0.9"]
+WORDS += ["model.codebook_size=512", "model.num_tokens=64", "model.num_classes=10", "data.batch_size=8"]
+
+
+def settings(*words: str) -> TrainConfig:
+    return config.parse(TrainConfig, [*WORDS, *words])
+
+
+def measured(chosen: TrainConfig, ranks: int = 1) -> estimate.Estimate:
+    return estimate.measure(*without_data(chosen), 8, chosen.run, EstimateConfig(ranks=ranks))
+
+
+@pytest.mark.parametrize("precision", ["none", "bf16"])
+def test_flops_are_those_of_the_formula(precision: str) -> None:
+    """Two FLOP a weight of a matrix and token, twice that backward; 4 D for each pair of tokens, and 10 D backward,
+    where the kernel computes the scores again."""
+    width, layers, _ = SIZES["tiny"]
+    found = measured(settings(f"run.precision={precision}"))
+    hidden = 256
+    matrices = layers * (4 * width * width + 3 * width * hidden) + width * 512
+    assert found.flops == 8 * (3 * 2 * 64 * matrices + 14 * layers * 64 * 64 * width)
+
+
+@pytest.mark.parametrize("precision", ["none", "bf16"])
+def test_memory_is_that_of_a_real_step(precision: str) -> None:
+    chosen = settings(f"run.precision={precision}")
+    found = measured(chosen)
+    build, batch = without_data(chosen)
+    trainee = build(World(0, 1, torch.device("cpu")))
+    files = trainee.weights()
+    ledger = estimate._Ledger(tensor for file in files.values() for tensor in file.values())
+    with ledger:
+        trainee.step(batch(8), 9)
+    assert ledger.now == 0
+    assert found.activations_bytes == pytest.approx(ledger.peak, rel=0.1)
+    moments = [value for state in trainee.optimizer.state.values() for value in state.values() if value.dim()]
+    assert found.optimizer_bytes == sum(value.nbytes for value in moments)
+    assert found.weights_bytes == sum(p.nbytes for p in trainee.model.parameters()) == found.average_bytes
+
+
+def test_sharding_divides_what_it_divides() -> None:
+    one, eight = measured(settings("run.parallel=fsdp")), measured(settings("run.parallel=fsdp"), ranks=8)
+    for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes", "average_bytes"):
+        assert getattr(eight, name) == getattr(one, name) // 8, name
+    assert eight.activations_bytes < one.activations_bytes / 4 and one.gathered_bytes == 0 < eight.gathered_bytes
+    assert eight.flops == one.flops and eight.parameters == one.parameters
+    copies = measured(settings("run.parallel=ddp"), ranks=8)
+    assert copies.weights_bytes == one.weights_bytes
+
+
+def test_recomputing_trades_memory_for_flops() -> None:
+    plain, saving = measured(settings()), measured(settings("run.recompute=true"))
+    assert saving.activations_bytes < plain.activations_bytes and saving.flops > 1.2 * plain.flops
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "said"),
+    [
+        (tokenizer_job, ["--config", "configs/vq/VQ_SS256.yaml", "--estimate", "8"], "136,073,227 parameters"),
+        (generator_job, ["--config", "configs/gpt/GPT-B.yaml", "--estimate"], "111,085,824 parameters"),
+    ],
+)
+def test_the_jobs_print_it(
+    job: object, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Neither images nor codes nor any network's weights are there."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["job", *words])
+    job.main()
+    printed = capsys.readouterr().out
+    assert printed.startswith(said) and "TFLOP a step" in printed and "activations" in printed
