@@ -33,7 +33,8 @@ class QuickstartConfig:
     data: str = opt("data/photos", "folder of the image crops; made if it is not there")
     num_tokens: list[int] = opt([8, 16, 32, 64], "token counts that are measured and shown")
     num_samples: int = opt(520, "images sampled, classes taking turns")
-    cfg_scale: float = opt(2.0, "guidance scale of the samples")
+    cfg_scale: float = opt(3.0, "guidance scale of the samples")
+    temperature: float = opt(0.8, "sampling temperature of the samples")
     cfg_schedule: str = opt("constant", "guidance schedule of the samples")
     num_reference_images: int = opt(1300, "training images whose features samples are compared with")
 
@@ -66,7 +67,8 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
         ],
         "generation": [
             "evaluations.generation", "--gpt-ckpt", gpt, "--vq-ckpt", tokenizer, "--cfg-scale", str(options.cfg_scale),
-            "--cfg-schedule", options.cfg_schedule, "--num-fid-samples", str(options.num_samples),
+            "--cfg-schedule", options.cfg_schedule, "--temperature", str(options.temperature),
+            "--num-fid-samples", str(options.num_samples),
             "--reference-path", train, "--held-out-path", val,
             "--num-reference-images", str(options.num_reference_images), *features,
             "--sample-dir", str(out / "generation"),
