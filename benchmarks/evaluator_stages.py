@@ -9,7 +9,6 @@ features, which every evaluation needs as well, are these plus noise, in another
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,8 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from common.memory import peak_memory_gb  # noqa: E402
 
 
 class Stages:
@@ -33,7 +34,7 @@ class Stages:
         start = time.perf_counter()
         result = work()
         self.seconds[name] = round(time.perf_counter() - start, 3)
-        self.peak_mb[name] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        self.peak_mb[name] = round(peak_memory_gb() * 1e3)
         return result
 
 

@@ -28,7 +28,7 @@ from common import config
 from common.dist import World
 from common.errors import UserError
 from common.estimate import measure
-from common.loop import peak_memory_gb
+from common.memory import peak_memory_gb
 from common.settings import EstimateConfig
 
 __all__ = ["CASES", "run"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,8 +47,18 @@ def init(device: str = "auto", timeout_minutes: float = 60.0) -> World:
     return World(rank, size, chosen)
 
 
+_left: list[torch_dist.ProcessGroup] = []
+atexit.register(_left.clear)
+
+
 def close() -> None:
+    """Leave the process group.
+
+    The group itself is kept until the process ends. A DDP module that outlives this call would otherwise be the last
+    to hold it, and torch frees that one under the interpreter's lock, while joining gloo threads that wait for it.
+    """
     if torch_dist.is_initialized():
+        _left.append(torch_dist.group.WORLD)
         torch_dist.destroy_process_group()
 
 

@@ -7,7 +7,6 @@ generators seeded by (seed, step), so the state of a run is its weights, its opt
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,6 +24,7 @@ from common.feed import Feed
 from common.guard import Alarm, NotFinite
 from common.interrupts import Interrupts
 from common.log import Averages, Logger, trim_metrics, write_failure
+from common.memory import peak_memory_gb
 from common.saver import Saver
 from common.settings import LogConfig, RunConfig
 
@@ -296,8 +296,3 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def peak_memory_gb() -> float:
-    """Peak resident memory of this process so far, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
