@@ -150,7 +150,7 @@ def read_npz(path: str | Path) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as archive:
             array = archive["arr_0"]
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip's and numpy's readers raise many kinds for damaged files
         raise UserError(f"{str(path)!r} cannot be read as .npz with 'arr_0' ({error})") from error
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
         raise UserError(f"{str(path)!r} holds {array.dtype} {array.shape}; expected uint8 (N,H,W,3)")

@@ -65,7 +65,7 @@ def replicate(module: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return module
     ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=False)
 
 
 def shard(module: nn.Module, precision: str, world: World) -> nn.Module:

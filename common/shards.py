@@ -43,7 +43,7 @@ class ImageShards(ImageFolder):
             about = json.loads((self.root / "index.json").read_text())
             self._index = np.load(self.root / "index.npy", allow_pickle=False)
             self.paths = (self.root / "names.txt").read_text().splitlines()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # numpy's and JSON's readers raise many kinds for damaged files
             raise UserError(f"{str(self.root)!r} holds tar shards without an index; {_command(self.root)}") from error
         self._shards = [self.root / name for name, _ in about["shards"]]
         sizes = [path.stat().st_size if path.is_file() else None for path in self._shards]

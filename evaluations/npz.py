@@ -75,10 +75,7 @@ def _open(path: str | Path, any_type: bool) -> Iterator[tuple[IO[bytes], Header,
         raise UserError(f"{str(path)!r} does not exist; expected an .npz with 'arr_0' (N,H,W,3) uint8")
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
-            version = np.lib.format.read_magic(member)
-            # Versions 2 and 3 differ only in the encoding of field names, which these arrays do not have.
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(member)
+            shape, fortran, dtype = _header(member)
             usual = dtype == np.uint8 and not fortran
             allowed = usual or (any_type and dtype.kind in "uif")
             if not allowed or len(shape) != 4 or shape[-1] != 3 or not shape[0]:
@@ -86,3 +83,14 @@ def _open(path: str | Path, any_type: bool) -> Iterator[tuple[IO[bytes], Header,
             yield member, Header(shape[0], shape[1:3]), dtype, fortran
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{str(path)!r} cannot be read as .npz with 'arr_0' ({error})") from error
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and type. Raises: ValueError for anything that is no header."""
+    try:
+        version = np.lib.format.read_magic(member)
+        # Versions 2 and 3 differ only in the encoding of field names, which these arrays do not have.
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(member)
+    except Exception as error:  # numpy parses the text as Python and passes on what the parser raises
+        raise ValueError(f"damaged header: {error}") from error

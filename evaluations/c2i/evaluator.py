@@ -121,7 +121,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             about = json.loads(archive["about"].item()) if "about" in archive.files else {}
             return {**about, "statistics": set(STATISTICS) <= set(archive.files)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip's, numpy's and JSON's readers raise many kinds for damaged files
         raise UnusableError(f"{str(path)!r} cannot be read as .npz with arr_0 (N,H,W,3) uint8 ({error})") from error
 
 
@@ -253,11 +253,11 @@ def open_images(path: Path, batch_size: int) -> tuple[Iterator[np.ndarray], int]
     try:
         archive = zipfile.ZipFile(path)
         member = archive.open("arr_0.npy")
-    except (zipfile.BadZipFile, KeyError) as error:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(member)
+    except Exception as error:  # numpy parses the header as Python and passes on what the parser raises
         raise UnusableError(f"{str(path)!r} is no .npz with arr_0 ({error})") from error
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(member)
     if len(shape) != 4 or shape[-1] != 3 or not shape[0] or dtype.kind not in "uif":
         raise UnusableError(f"{str(path)!r} holds {dtype} {shape}; expected pixels (N,H,W,3), N > 0")
 

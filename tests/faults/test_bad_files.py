@@ -250,6 +250,14 @@ def test_many_mutated_files(name: str, tmp_path: Path) -> None:
     mutations(name, 850, tmp_path)
 
 
+def test_a_header_that_ends_python_s_parser(tmp_path: Path) -> None:
+    """Found by mutation: numpy passes on `tokenize.TokenError`, which is no ValueError."""
+    with pytest.raises(UserError, match="damaged header"):
+        Kinds(tmp_path).pixels(random.Random("pixels229"))
+    with pytest.raises(evaluator.UnusableError, match="arr_0"):
+        evaluator.open_images(next(tmp_path.glob("*.npz")), 2)
+
+
 # ---------------------------------------------------------------------------------------------- what lies in them
 
 
