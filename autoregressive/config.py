@@ -35,6 +35,7 @@ class ExtractConfig:
     crop_ranges: list[float] = opt([1.1], "ten_crop: the image is first cut to image_size x this; several add up")
     from_npy: str | None = opt(None, "instead of images: a folder with the papers' *_codes/0.npy and *_labels/0.npy")
     codebook_size: int | None = opt(None, "from_npy only: number of different codes")
+    precision: str = opt("none", "none (fp32) | bf16: much faster, now and then another of two near codes")
     batch_size: int = opt(32, "crops encoded at once, per process")
     workers: int = opt(0, "loader processes per rank; 0 = in this process")
     chunk: int = opt(1024, "images between two files an interrupted job resumes from")
@@ -116,7 +117,8 @@ class DrawConfig:
     guidance: Guidance = field(default_factory=Guidance)
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = opt(0, "image i depends on the seed and i alone")
-    precision: str = opt("none", "generator weights: none (fp32) | bf16; the tokenizer stays fp32")
+    precision: str = opt("none", "generator: none (fp32) | bf16")
+    vq_precision: str = opt("none", "tokenizer: none (fp32) | bf16")
     batch_size: int = opt(32, "images at once, per process")
     device: str = opt("auto", "auto | cpu | cuda")
 

@@ -16,8 +16,9 @@ from common import checkpoint, dist
 from common.codes import ChunkedWriter, hash_names, import_npy
 from common.data import ImageFolder, batches
 from common.errors import UserError
-from common.images import center_crop, from_pixels
+from common.images import center_crop
 from common.shards import open_images
+from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
 
 __all__ = ["Crops", "run"]
@@ -67,6 +68,7 @@ def run(config: ExtractConfig) -> Path:
     model = load_tokenizer(config.vq_ckpt, config.weights, world.device, config.image_size, config.tok_config)
     folder = open_images(config.data_path, model.image_size)
     crops = Crops(folder, config.ten_crop, config.crop_ranges)
+    fast = Inference(model, config.precision)
     writer = ChunkedWriter(config.code_path, _meta(config, model, folder, crops), config.chunk)
     if writer.is_finished():
         print(f"{writer.path}: already extracted; nothing to do")
@@ -79,7 +81,7 @@ def run(config: ExtractConfig) -> Path:
     total = sum(len(writer.images(number)) for number in todo)
     with tqdm(total=total, desc="extract codes", unit="image", disable=not world.is_main, dynamic_ncols=True) as bar:
         for number in todo:
-            writer.write(number, _encode(model, crops, writer.images(number), config, world.device, bar))
+            writer.write(number, _encode(fast, crops, writer.images(number), config, world.device, bar))
     dist.barrier()
     if world.is_main:
         writer.finish(folder.labels)
@@ -91,13 +93,13 @@ def run(config: ExtractConfig) -> Path:
 
 @torch.inference_mode()
 def _encode(
-    model: Tokenizer, crops: Crops, images: range, config: ExtractConfig, device: torch.device, bar: tqdm
+    model: Inference, crops: Crops, images: range, config: ExtractConfig, device: torch.device, bar: tqdm
 ) -> np.ndarray:
     """Codes (images, augmentations, N): augmentations of one image stay together on axis 1."""
     rows = []
     for batch in batches(crops, images, max(1, config.batch_size // crops.count), config.workers):
         pixels = batch["pixels"]
-        flat = [model.encode(from_pixels(part.to(device))) for part in pixels.flatten(0, 1).split(config.batch_size)]
+        flat = [model.encode(part.to(device)) for part in pixels.flatten(0, 1).split(config.batch_size)]
         rows.append(torch.cat(flat).unflatten(0, pixels.shape[:2]).cpu().numpy())
         bar.update(len(pixels))
     return np.concatenate(rows)
@@ -108,6 +110,7 @@ def _meta(config: ExtractConfig, model: Tokenizer, folder: ImageFolder, crops: C
         "num_images": len(folder), "num_augmentations": crops.count, "num_tokens": model.num_tokens,
         "codebook_size": model.codebook_size, "classes": folder.classes,
         "tokenizer": checkpoint.fingerprint(checkpoint.resolve_folder(config.vq_ckpt)), "weights": config.weights,
+        "precision": config.precision,
         "image_size": model.image_size,
         "crops": [f"ten_crop {reach}" for reach in config.crop_ranges] if config.ten_crop else ["centre, mirrored"],
         "image_order": hash_names(folder.names()),

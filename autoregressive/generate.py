@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoregressive.config import Sampling
-from autoregressive.guidance import Guidance, guide
+from autoregressive.guidance import OFF, Guidance, guide
 from autoregressive.layers import KVCache
 from autoregressive.models.gpt import GPT
 from common.errors import UserError
@@ -47,24 +47,30 @@ def generate(
     device, batch = labels.device, len(labels)
     image_ids = torch.arange(batch, device=device) if image_ids is None else image_ids.to(device)
     scales = guidance.scales(num_tokens)
-    guided = [place for place, scale in enumerate(scales) if scale != 1.0]
-    last_guided = guided[-1] if guided else -1
-    rows = torch.cat((labels, model.null(labels))) if guided else labels
-    cache = cache or model.new_cache(len(rows), num_tokens)
-    if cache.rows < len(rows) or cache.length < num_tokens:
-        raise ValueError(f"cache of {cache.rows} x {cache.length} is too small for {len(rows)} x {num_tokens}")
+    null = model.null(labels)
+    both = torch.cat((labels, null))
+    guided = [scale not in (1.0, OFF) for scale in scales]
+    needed = 2 * batch if any(guided) else batch
+    cache = cache or model.new_cache(needed, num_tokens)
+    if cache.rows < needed or cache.length < num_tokens:
+        raise ValueError(f"cache of {cache.rows} x {cache.length} is too small for {needed} x {num_tokens}")
+    unconditional, filled = cache.part(batch, 2 * batch), 0
     codes = torch.empty(batch, num_tokens, dtype=torch.int64, device=device)
-    logits = model.prefill(rows, cache)
     for place, scale in enumerate(scales):
-        if place > 0:
-            fed = codes[:, place - 1]
-            logits = model.decode_one(fed.repeat(len(rows) // batch), place, cache, rows)
-        combined = logits if len(rows) == batch else guide(logits, scale)
-        codes[:, place] = _draw(combined, sampling, seed, image_ids, place)
+        together = guided[place] and filled == place
+        rows = both if together else labels
+        if place == 0:
+            logits = model.prefill(rows, cache)
+        else:
+            logits = model.decode_one(codes[:, place - 1].repeat(len(rows) // batch), place, cache, rows)
+        if guided[place]:
+            if not together:  # The unguided places before were spared the unconditional half: one pass makes it up.
+                logits = torch.cat((logits, model.prefill(null, unconditional, codes[:, :place])))
+            filled = place + 1
+            logits = guide(logits, scale)
+        codes[:, place] = _draw(logits, sampling, seed, image_ids, place)
         if forced is not None:
             codes[:, place] = torch.where(keep[:, place], forced[:, place], codes[:, place])
-        if place == last_guided:
-            rows = labels  # No later code needs the unconditional half.
     return codes
 
 
@@ -110,15 +116,15 @@ def gumbel_noise(codebook_size: int, seed: int, image_ids: Tensor, place: int) -
     counter = torch.arange(1, codebook_size + 1, device=image_ids.device) * _signed(_GOLDEN)
     bits = _mix(key[:, None] + counter)
     # 23 bits and a half: every value is exact in float32, so 0 and 1 (infinite noise) cannot occur.
-    uniform = ((bits >> 41 & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform))
+    uniform = (bits >> 41).bitwise_and_(0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23)
+    return uniform.log_().neg_().log_().neg_()
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64; arithmetic wraps, shifts are masked to act as on unsigned numbers."""
-    z = (z ^ (z >> 30 & (1 << 34) - 1)) * _signed(_MIX_1)
-    z = (z ^ (z >> 27 & (1 << 37) - 1)) * _signed(_MIX_2)
-    return z ^ (z >> 31 & (1 << 33) - 1)
+    """SplitMix64's finaliser on int64, in place; arithmetic wraps, shifts are masked to act as on unsigned numbers."""
+    z.bitwise_xor_((z >> 30).bitwise_and_((1 << 34) - 1)).mul_(_signed(_MIX_1))
+    z.bitwise_xor_((z >> 27).bitwise_and_((1 << 37) - 1)).mul_(_signed(_MIX_2))
+    return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
 
 
 def _signed(value: int) -> int:

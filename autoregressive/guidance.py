@@ -2,8 +2,9 @@
 
 Every schedule is a function of the ratio r = i / (N - 1) of the code's place i = 1..N-1 in the sequence. Code 0
 always gets the plain scale. (RAR's "power_cosine" is one
-of i / N, code 0 included.) Where a schedule is "off" the published results used 1.0001 instead of 1 (their sampler
-would otherwise have dropped the unconditional half of its batch); we keep that number so that samples agree.
+of i / N, code 0 included.) Where a schedule is "off" the published results used 1.0001 instead of 1, because their
+sampler would otherwise have dropped the unconditional half of its batch for good; ours leaves that half out where a
+scale is 1 or 1.0001 and makes it up when guidance sets in.
 Source: guidance: arXiv 2207.12598; schedules: GigaTok (arXiv 2504.08736); step from 0.18 on gave the published FIDs.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,9 +30,20 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
+    @staticmethod
+    def dtype_for(weight: Tensor) -> torch.dtype:
+        """That of the weights; on CPUs float32, where attention of one query in half precision is far slower."""
+        return torch.float32 if weight.device.type == "cpu" else weight.dtype
+
     @property
     def rows(self) -> int:
         return self.keys.shape[1]
+
+    def part(self, start: int, stop: int) -> KVCache:
+        """The cache of rows start..stop alone, in the same memory."""
+        part = copy(self)
+        part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
+        return part
 
     @property
     def length(self) -> int:
@@ -73,7 +86,8 @@ class Attention(nn.Module):
             key, value = cache.append(layer, position, key, value)
         dropout = self.dropout if self.training else 0.0
         causal = shown is None and position == 0
-        mixed = F.scaled_dot_product_attention(query, key, value, shown, dropout, is_causal=causal)
+        mixed = F.scaled_dot_product_attention(query.to(key.dtype), key, value, shown, dropout, is_causal=causal)
+        mixed = mixed.to(x.dtype)
         return self.residual_dropout(self.wo(mixed.transpose(1, 2).reshape(batch, steps, width)))
 
 

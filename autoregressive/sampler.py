@@ -27,6 +27,8 @@ from common.data import share
 from common.dist import World
 from common.errors import UserError
 from common.images import NpzWriter, read_image, to_pixels, write_png
+from common.packed import pack_linears
+from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
 
 __all__ = ["ImageSampler", "choose_labels", "remove", "run", "sample"]
@@ -35,12 +37,21 @@ __all__ = ["ImageSampler", "choose_labels", "remove", "run", "sample"]
 class ImageSampler:
     """A generator and the tokenizer that decodes for it, loaded once for any number of batches and settings."""
 
-    def __init__(self, generator: GPT, tokenizer: Tokenizer, precision: str = "none") -> None:
-        """Raises: UserError for an unknown precision."""
+    def __init__(
+        self, generator: GPT, tokenizer: Tokenizer, precision: str = "none", vq_precision: str = "none"
+    ) -> None:
+        """Takes both models over: in bf16 their weights are changed in place.
+
+        Raises: UserError for an unknown precision.
+        """
         if precision not in ("none", "bf16"):
             raise UserError(f"precision got {precision!r}; expected none or bf16")
-        self.generator = generator.to(torch.bfloat16) if precision == "bf16" else generator
-        self.tokenizer = tokenizer
+        if precision == "bf16":
+            generator = generator.to(torch.bfloat16)
+            if next(generator.parameters()).device.type == "cpu":
+                pack_linears(generator)
+        self.generator = generator
+        self.tokenizer, self._inference = tokenizer, Inference(tokenizer, vq_precision)
         self._cache: KVCache | None = None
 
     @classmethod
@@ -48,7 +59,7 @@ class ImageSampler:
         tokenizer = load_tokenizer(config.vq_ckpt, config.vq_weights, device, config.image_size, config.tok_config)
         stated = {key: value for key, value in config.generator.items() if value is not None} or None
         generator = load_generator(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model, stated)
-        return cls(generator, tokenizer, config.precision)
+        return cls(generator, tokenizer, config.precision, config.vq_precision)
 
     @torch.inference_mode()
     def codes(
@@ -67,7 +78,7 @@ class ImageSampler:
     @torch.inference_mode()
     def pixels(self, codes: Tensor) -> np.ndarray:
         """Codes (B, n) -> uint8 (B, H, W, 3)."""
-        return to_pixels(in_fixed_batches(self.tokenizer.decode, codes))
+        return to_pixels(in_fixed_batches(self._inference.decode, codes))
 
 
 def choose_labels(config: SampleConfig, num_classes: int) -> np.ndarray:
@@ -168,7 +179,7 @@ def _paths(folder: Path, labels: np.ndarray, config: SampleConfig, num_classes: 
 
 def _settings(config: SampleConfig) -> dict[str, Any]:
     """Everything that the images depend on."""
-    kept = ("classes", "labels", "num_tokens", "seed", "precision", "gpt_weights", "vq_weights")
+    kept = ("classes", "labels", "num_tokens", "seed", "precision", "vq_precision", "gpt_weights", "vq_weights")
     return {
         **{key: getattr(config, key) for key in kept},
         "guidance": dataclasses.asdict(config.guidance), "sampling": dataclasses.asdict(config.sampling),

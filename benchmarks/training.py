@@ -19,15 +19,18 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.timing import matrix_rate, wait
 from common import config
 from common.dist import World
 from common.errors import UserError
 from common.estimate import measure
+from common.loop import Trainee
 from common.memory import peak_memory_gb
 from common.settings import EstimateConfig
 
@@ -74,20 +77,30 @@ def run(threads: int = 2, repeats: int = 7, cases: list[str] | None = None) -> d
     return found
 
 
+def prepare(
+    case: str, device: torch.device, words: list[str]
+) -> tuple[Any, Callable[[World], Trainee], Callable[[int], dict[str, torch.Tensor]]]:
+    """A case's settings with `words` added, what builds its trainer, and random batches.
+
+    Raises: UserError for an unknown case.
+    """
+    if case not in CASES[device.type]:
+        raise UserError(f"unknown case {case!r}; on this device there are: {', '.join(CASES[device.type])}")
+    path, size, own = CASES[device.type][case]
+    words = ["--config", str(ROOT / path), f"data.batch_size={size}", f"run.device={device.type}", *own, *words]
+    job = "autoregressive" if "gpt" in path else "tokenizer"
+    settings = config.parse(importlib.import_module(f"{job}.config").TrainConfig, words)
+    return settings, *importlib.import_module(f"{job}.trainer").without_data(settings)
+
+
 def measure_case(case: str, repeats: int, batch_size: int | None = None) -> dict[str, Any]:
     """One case, in this process.
 
     Raises: UserError for an unknown case.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if case not in CASES[device.type]:
-        raise UserError(f"unknown case {case!r}; on this device there are: {', '.join(CASES[device.type])}")
-    path, size, words = CASES[device.type][case]
-    size = batch_size or size
-    words = ["--config", str(ROOT / path), f"data.batch_size={size}", f"run.device={device.type}", *words]
-    job = "autoregressive" if "gpt" in path else "tokenizer"
-    settings = config.parse(importlib.import_module(f"{job}.config").TrainConfig, words)
-    build, batch = importlib.import_module(f"{job}.trainer").without_data(settings)
+    settings, build, batch = prepare(case, device, [f"data.batch_size={batch_size}"] if batch_size else [])
+    size = settings.data.batch_size
     cost = measure(build, batch, size, settings.run, EstimateConfig())
     trainee = build(World(0, 1, device))
     images = {key: value.to(device) for key, value in batch(size).items()}
@@ -96,39 +109,21 @@ def measure_case(case: str, repeats: int, batch_size: int | None = None) -> dict
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
         trainee.step(images, settings.run.steps - 1)
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - start)
     seconds = seconds[WARM_UP:]
     median = statistics.median(seconds)
     reached, possible = cost.flops / median, matrix_rate(device, settings.run.precision)
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else peak_memory_gb()
     return {
-        "config": path, "precision": settings.run.precision, "batch_size": size, "parameters": cost.parameters,
+        "config": CASES[device.type][case][0], "precision": settings.run.precision, "batch_size": size,
+        "parameters": cost.parameters,
         "gflop_per_image": cost.flops / size / 1e9,
         "step_s": {"median": median, "min": min(seconds), "max": max(seconds), "steps": len(seconds)},
         "images_per_s": size / median,
         "tflops": reached / 1e12, "matrix_tflops": possible / 1e12, "mfu": reached / possible,
         "peak_memory_gb": peak, "estimated_memory_gb": cost.memory_bytes / 1e9,
     }  # fmt: skip
-
-
-def matrix_rate(device: torch.device, precision: str, size: int | None = None) -> float:
-    """FLOP/s of the fastest of ten products of square matrices."""
-    size = size or (8192 if device.type == "cuda" else 2048)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        left @ right
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -60,6 +62,15 @@ def close() -> None:
     if torch_dist.is_initialized():
         _left.append(torch_dist.group.WORLD)
         torch_dist.destroy_process_group()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """The processes of a job that trains nothing, joined and parted again, whatever happens in between."""
+    try:
+        yield init(device)
+    finally:
+        close()
 
 
 def size() -> int:

@@ -35,12 +35,9 @@ __all__ = ["run", "summarise"]
 
 def run(config: DiagnoseConfig) -> dict[str, Any]:
     """Measure and write; returns what `diagnosis.json` says."""
-    world = dist.init(config.device)
-    try:
+    with dist.joined(config.device) as world:
         tokenizer = tokenizers.load(config.vq_ckpt, config.weights, world.device)
         return _run(config, world, tokenizer)
-    finally:
-        dist.close()
 
 
 def _run(config: DiagnoseConfig, world: World, tokenizer: Tokenizer) -> dict[str, Any]:

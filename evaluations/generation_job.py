@@ -39,8 +39,7 @@ VERSION = 2
 
 def run(config: GenerationConfig) -> dict[str, Any]:
     """Measure one point, or search; returns what `<sample_dir>/results.json` says."""
-    world = dist.init(config.device)
-    try:
+    with dist.joined(config.device) as world:
         _check(config)
         job = Evaluation(config, world)
         results = job.search() if config.search else job.single()
@@ -50,8 +49,6 @@ def run(config: GenerationConfig) -> dict[str, Any]:
             print(f"{shown}\nresults: {Path(config.sample_dir) / 'results.json'}")
         dist.barrier()
         return results
-    finally:
-        dist.close()
 
 
 def _check(config: GenerationConfig) -> None:

@@ -117,8 +117,7 @@ def run(config: ProbeConfig) -> dict[str, Any]:
         raise UserError("a probe needs images to train on; give --data-path DIR, or --eval to measure a trained one")
     if config.lin_probe_ckpt and not config.eval:
         raise UserError("--lin-probe-ckpt is the probe that --eval measures; add --eval or leave it out")
-    world = dist.init(config.device)
-    try:
+    with dist.joined(config.device) as world:
         tokenizer = load_tokenizer(
             config.vq_ckpt, config.vq_weights, world.device, config.image_size, config.tok_config
         )
@@ -128,8 +127,6 @@ def run(config: ProbeConfig) -> dict[str, Any]:
         else:
             features = tokenizer_features(tokenizer, config.features, config.num_code)
         return train_and_measure(config, world, features, tokenizer.image_size)
-    finally:
-        dist.close()
 
 
 def train_and_measure(config: ProbeConfig, world: World, features: Features, image_size: int) -> dict[str, Any]:

@@ -42,11 +42,8 @@ class Cell(NamedTuple):
 
 def run(config: PfidConfig) -> dict[str, Any]:
     """Measure, write `results.json` and return it; an earlier result is reused only for exactly the same question."""
-    world = dist.init(config.device)
-    try:
+    with dist.joined(config.device) as world:
         return _run(config, world)
-    finally:
-        dist.close()
 
 
 def _run(config: PfidConfig, world: World) -> dict[str, Any]:
@@ -90,6 +87,10 @@ def make_cells(config: PfidConfig, tokenizer: Tokenizer) -> list[Cell]:
         raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
     if config.neighbours not in NEIGHBOURS:
         raise UserError(f"--neighbours got {config.neighbours!r}; expected {' or '.join(NEIGHBOURS)}")
+    group = getattr(tokenizer.quantizer, "parts", [tokenizer.quantizer])[0]
+    if config.neighbours == "latent" and (not hasattr(group, "rows") or hasattr(group, "scales")):
+        name = tokenizer.config.quantizer["name"]
+        raise UserError(f"a {name} quantizer has no latent per code to be near to; pass --neighbours code")
     lengths = sorted(set(config.num_tokens)) or [most]
     deltas = [round(delta * size) if delta < 1 else int(delta) for delta in config.deltas]
     for name, values, low, high in (
@@ -136,9 +137,11 @@ class Measurement:
         self.originals, self.moments = Moments(), [Moments() for _ in cells]
         self.writers = [PartWriter(self.npz(cell), world.rank) for cell in cells] if config.gt_npz_path else []
         self.widest = max(cell.delta for cell in cells)
-        everything = tokenizer.quantizer.codebook()
-        by_code = config.neighbours == "code"
-        self.table = nearest_codes(tokenizer.quantizer, everything, self.widest) if by_code else None
+        self.groups = getattr(tokenizer.quantizer, "parts", [tokenizer.quantizer])
+        self.tables = (
+            [nearest_codes(group, group.codebook(), self.widest) for group in self.groups]
+            if config.neighbours == "code" else []
+        )
 
     def npz(self, cell: Cell) -> Path:
         name = f"tokens_{cell.num_tokens:04d}_alpha_{cell.alpha:g}_delta_{cell.delta}.npz"
@@ -166,14 +169,18 @@ class Measurement:
                 self.writers[number].write(decoded)
 
     def _near(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B,L) of the images and the codes near each of them (B,L,widest)."""
-        quantizer, most = self.tokenizer.quantizer, self.tokenizer.num_tokens
+        """Codes (B,L) of the images and the codes near each of them (B,L,widest), in every group by itself."""
+        most = self.tokenizer.num_tokens
         latents, _ = self.tokenizer.latents(images)
-        codes = quantizer(latents).codes[:, :most]
-        if self.table is not None:
-            return codes, self.table[codes]
-        near = nearest_codes(quantizer, quantizer.rows(latents), self.widest).unflatten(0, (len(images), -1))
-        return codes, near[:, :most]
+        codes = self.tokenizer.quantizer(latents).codes
+        if self.tables:
+            split = zip(self.tables, codes.chunk(len(self.groups), dim=1), strict=True)
+            near = [table[own] for table, own in split]
+        else:
+            split = zip(self.groups, latents.chunk(len(self.groups), dim=2), strict=True)
+            rows = [nearest_codes(group, group.rows(own), self.widest) for group, own in split]
+            near = [each.unflatten(0, (len(images), -1)) for each in rows]
+        return codes[:, :most], torch.cat(near, dim=1)[:, :most]
 
     def finish(self, count: int) -> dict[str, Any]:
         """Gather from all processes; the main one measures and returns the results."""

@@ -43,11 +43,8 @@ VERSION = 2
 
 def run(config: ReconstructionConfig) -> dict[str, Any]:
     """Measure, write `results.json` and return it; an earlier result is reused only for exactly the same question."""
-    world = dist.init(config.device)
-    try:
+    with dist.joined(config.device) as world:
         return _run(config, world)
-    finally:
-        dist.close()
 
 
 def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class TwinConfig:
     gt_npz_path: str = opt(MISSING, "reference .npz: arr_0, and mu, sigma, mu_s, sigma_s where it has them")
     samples: str = opt(MISSING, "sample .npz: arr_0 (N,H,W,3), values 0 to 255")
     inception_path: str | None = opt(None, "the Inception graph; null = the cache folder")
-    batch_size: int | None = opt(None, "images at a time; null = 16 on a CPU, 64 on a GPU")
+    batch_size: int | None = opt(None, "images at a time; null = 4 on a CPU, 64 on a GPU")
     device: str = opt("auto", "auto | cpu | cuda")
 
 

@@ -23,6 +23,9 @@ from evaluations.twin import TwinConfig
 
 __all__ = ["Activations", "Evaluator", "run"]
 
+BLOCK = 64
+"""Images read at a time."""
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -38,7 +41,7 @@ class Evaluator:
     """The network and the reference's activations, computed once.
 
     Args:
-        batch_size: images at a time; None = 16 on a CPU, where small batches are faster and leaner, and 64 on a GPU.
+        batch_size: images at a time; None = 4 on a CPU, where small batches are faster and leaner, and 64 on a GPU.
 
     Raises: UserError when the graph or the reference is missing or unusable.
     """
@@ -47,7 +50,7 @@ class Evaluator:
         self, reference: str | Path, graph: str | None = None, device: torch.device | str = "cpu",
         batch_size: int | None = None,
     ) -> None:
-        self.reference, self.batch_size = reference, batch_size or (16 if str(device) == "cpu" else 64)
+        self.reference, self.batch_size = reference, batch_size or (4 if str(device) == "cpu" else BLOCK)
         self._holds = _read_about(reference)
         self.network = InceptionGraph(InceptionGraph.Config(path=graph), device)
         self.about = {
@@ -95,19 +98,25 @@ class Evaluator:
 
     def activations(self, path: str | Path) -> Activations:
         """The features of a file, streamed: memory grows with the features that are kept, not with the pixels."""
-        count = npz.header(path, any_type=True).count
-        pool, probabilities, spatial = [], [], []
-        moments = Moments()
+        count, done = npz.header(path, any_type=True).count, 0
+        few, moments = [], Moments()
         with tqdm(total=count, desc=f"Inception, {Path(path).name}", unit="image", dynamic_ncols=True) as bar:
-            for block in npz.stream(path, self.batch_size, any_type=True):
-                found = self.network.features(torch.from_numpy(block))
-                pool.append(found.pool.cpu().numpy())
-                probabilities.append(found.logits.double().softmax(dim=1).float().cpu().numpy())
+            for block in npz.stream(path, BLOCK, any_type=True):
+                found = [self.network.features(part) for part in torch.from_numpy(block).split(self.batch_size)]
+                logits = torch.cat([part.logits for part in found]).double()
+                spatial = torch.cat([part.spatial for part in found]).cpu().numpy()
+                if not done:
+                    # In one piece from the start: arrays that stay between others keep their memory from being freed.
+                    pool, probabilities = (
+                        np.empty((count, kept.shape[1]), np.float32) for kept in (found[0].pool, logits)
+                    )
+                pool[done : done + len(block)] = torch.cat([part.pool for part in found]).cpu().numpy()
+                probabilities[done : done + len(block)] = logits.softmax(dim=1).float().cpu().numpy()
                 # Kept only while they are fewer than their own dimensions; then the exact factor is a small one.
-                (spatial.append if count <= found.spatial.shape[1] else moments.update)(found.spatial.cpu().numpy())
+                (few.append if count <= spatial.shape[1] else moments.update)(spatial)
+                done += len(block)
                 bar.update(len(block))
-        gaussian = _fit(np.concatenate(spatial)) if spatial else moments.gaussian()
-        return Activations(np.concatenate(pool), np.concatenate(probabilities), gaussian)
+        return Activations(pool, probabilities, _fit(np.concatenate(few)) if few else moments.gaussian())
 
 
 def _fit(features: np.ndarray) -> Gaussian | None:

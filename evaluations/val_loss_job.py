@@ -37,11 +37,8 @@ def run(config: ValLossConfig) -> dict[str, Any]:
         raise UserError("give either images (--data-path, with --vq-ckpt) or a code store (--code-path)")
     if config.data_path and not config.vq_ckpt:
         raise UserError("images need a tokenizer to be encoded by; give --vq-ckpt RUN")
-    world = dist.init(config.device)
-    try:
+    with dist.joined(config.device) as world:
         return _run(config, world)
-    finally:
-        dist.close()
 
 
 def _run(config: ValLossConfig, world: World) -> dict[str, Any]:

@@ -248,16 +248,24 @@ class GPT(nn.Module, HubModel):
 
     def new_cache(self, rows: int, num_tokens: int | None = None) -> KVCache:
         """An empty cache for `rows` sequences (twice the images under guidance) of up to `num_tokens` codes."""
-        weight = self.output.weight
+        weight = self.tok_embeddings.weight
         length = self.prefix - 1 + (num_tokens or self.num_tokens)
         return KVCache(
             self.num_layers, rows, self.heads, length, self.width // self.heads,
-            dtype=weight.dtype, device=weight.device,
+            dtype=KVCache.dtype_for(weight), device=weight.device,
         )
 
-    def prefill(self, labels: Tensor, cache: KVCache) -> Tensor:
-        """Start sequences from labels (B,): fills the cache's first slots, returns the logits (B, K) of code 0."""
-        return self._step(self._first(labels), labels, 0, cache)
+    def prefill(self, labels: Tensor, cache: KVCache, codes: Tensor | None = None) -> Tensor:
+        """Start sequences from labels (B,) and their first codes (B, t), none if not given, in one pass.
+
+        Fills the cache's first slots; returns the logits (B, codebook_size) of code number t.
+        """
+        x = self.cls_embedding(labels)
+        if codes is not None:
+            x = torch.cat((x, self.tok_embeddings(codes)), dim=1)
+        if self.positional_embedding is not None:
+            x = x + self.positional_embedding[: x.shape[1]]
+        return self._step(x, labels, 0, cache)
 
     def decode_one(self, codes: Tensor, position: int, cache: KVCache, labels: Tensor) -> Tensor:
         """Feed code number position - 1, codes (B,), `position` >= 1.

@@ -163,16 +163,23 @@ class RAR(nn.Module, HubModel):
 
     def new_cache(self, rows: int, num_tokens: int | None = None) -> KVCache:
         """An empty cache for `rows` sequences (twice the images under guidance) of up to `num_tokens` codes."""
-        weight = self.lm_head.weight
+        weight = self.embeddings.weight
         return KVCache(
             self.num_layers, rows, self.heads, (num_tokens or self.num_tokens) + 1, self.width // self.heads,
-            dtype=weight.dtype, device=weight.device,
+            dtype=KVCache.dtype_for(weight), device=weight.device,
         )
 
-    def prefill(self, labels: Tensor, cache: KVCache) -> Tensor:
-        """Start sequences from labels (B,) in raster order; returns the logits (B, codebook_size) of code 0."""
-        x = torch.cat([self.cls_token.expand(len(labels), -1, -1), self._class(labels)], dim=1) + self.pos_embed[:, :2]
-        x = torch.cat([x[:, :1], x[:, 1:] + self.target_aware_pos_embed[:, 2:3]], dim=1)
+    def prefill(self, labels: Tensor, cache: KVCache, codes: Tensor | None = None) -> Tensor:
+        """Start sequences from labels (B,) and their first codes (B, t), raster order, none if not given, in one pass.
+
+        Fills the cache's first slots; returns the logits (B, codebook_size) of code number t.
+        """
+        x = torch.cat([self.cls_token.expand(len(labels), -1, -1), self._class(labels)], dim=1)
+        if codes is not None:
+            x = torch.cat([x, self.embeddings(codes)], dim=1)
+        length = x.shape[1]
+        x = x + self.pos_embed[:, :length]
+        x = torch.cat([x[:, :1], x[:, 1:] + self.target_aware_pos_embed[:, 2 : length + 1]], dim=1)
         return self._cached(x, labels, 0, cache)
 
     def decode_one(self, codes: Tensor, position: int, cache: KVCache, labels: Tensor) -> Tensor:
@@ -209,7 +216,8 @@ class _Attention(nn.Module):
         if cache is not None:
             key, value = cache.append(layer, place, key, value)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=place == 0)
+        query = query.to(key.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=place == 0).to(x.dtype)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 

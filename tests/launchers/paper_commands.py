@@ -2,9 +2,10 @@
 
     python -m tests.launchers.paper_commands
 
-prints the list with pass or fail: the launcher is run with DRY_RUN=1, and each job it would start must understand its
-arguments, up to the point where the work would begin. `test_paper_commands.py` is the same as tests. What the jobs do
-on toys is in `test_evaluation_commands.py`, `test_robustok_commands.py` and `test_composites.py`.
+prints the list with pass or fail: launchers are run with DRY_RUN=1, and each job that a command would start must
+understand its arguments, up to the point where the work would begin. The standalone evaluator, which knows no dry run,
+has to get as far as missing its files. `test_paper_commands.py` is the same as tests. What the jobs do on toys is in
+`test_evaluation_commands.py`, `test_robustok_commands.py` and `test_composites.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+EVALUATOR = "evaluations/c2i/evaluator.py"
 
 VARIABLES = {
     "IMGNET_ROOT": "data/imagenet", "VAL_PATH": "results/reconstructions/val_imagenet",
@@ -37,6 +39,18 @@ class Command:
     row: str
     line: str
 
+
+RAR_SIZES = {
+    size: " ".join(f"model.generator.{key}={value}" for key, value in values.items())
+    for size, values in {
+        "B": {
+            "hidden_size": 768, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 3072,
+        },
+        "L": {
+            "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+        },
+    }.items()
+}  # fmt: skip
 
 COMMANDS = [
     Command("R2", "bash scripts/val.sh --data-path $IMGNET_ROOT/ILSVRC2012_img_val --sample-dir $SAMPLE_DIR/img_data"),
@@ -126,18 +140,58 @@ COMMANDS = [
         )
     ),
     Command("G10 check_code_c2i.sh", "bash scripts/check_code_c2i.sh"),
+    Command(
+        "B1", "torchrun --nproc_per_node=8 tokenizer/tokenizer_image/main_train.py --config configs/main-train.yaml"
+    ),
+    *(
+        Command(
+            f"B2 RAR-{size}",
+            f"torchrun --nproc_per_node=8 scripts/train_rar.py experiment.project=rar experiment.name=rar_{size} "
+            f"experiment.output_dir=rar_{size} {dimensions} config=configs/generator/rar.yaml "
+            "dataset.params.pretokenization=RobustTok-half-pretokenized.jsonl model.vq_ckpt=$VQ_CKPT",
+        )
+        for size, dimensions in RAR_SIZES.items()
+    ),
+    *(
+        Command(
+            f"{row} RAR-{size}",
+            f"torchrun --nproc_per_node=8 scripts/{script} config=configs/generator/rar.yaml "
+            f"experiment.output_dir=rar_{size} experiment.generator_checkpoint=rar_{size}.bin model.vq_ckpt=$VQ_CKPT "
+            f"{dimensions} model.generator.randomize_temperature=1.02 model.generator.guidance_scale=6.0 "
+            f"model.generator.guidance_scale_pow=1.15 {more}",
+        )
+        for row, script, more in (
+            (
+                "B3", "post_train_data.py",
+                "--sigma 0.7 --data-path $IMGNET_ROOT/ILSVRC2012_img_train --num_samples 200000",
+            ),
+            ("B5", "sample_imagenet_rar.py", ""),
+        )
+        for size, dimensions in RAR_SIZES.items()
+    ),
+    Command(
+        "B4",
+        "torchrun --nproc_per_node=8 tokenizer/tokenizer_image/xqgan_post_train.py --config configs/post-train.yaml "
+        "--data-path rar_b --pair-set $IMGNET_ROOT/ILSVRC2012_img_train --vq-ckpt $VQ_CKPT",
+    ),
+    Command("B6", "python3 evaluations/c2i/evaluator.py VIRTUAL_imagenet256_labeled.npz rar_b.npz"),
 ]
 
 
 def planned(command: Command) -> list[list[str]]:
-    """The words of every process that the command would start: `python -m MODULE ARGUMENTS`."""
+    """What every process that the command starts is given to run: a file or `-m MODULE`, and arguments.
+
+    Raises: RuntimeError with what a launcher had to say against it.
+    """
     environment = {**os.environ, "GPUS": "1", "NNODES": "1", **VARIABLES, "DRY_RUN": "1"}
-    done = subprocess.run(
-        ["bash", "-c", command.line], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    line = command.line
+    if line.startswith(("torchrun ", "python3 ")):
+        line = f"printf '%s ' {line}"  # the shell fills in the variables
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
-    return [shlex.split(line) for line in done.stdout.splitlines()]
+    plans = [shlex.split(line) for line in done.stdout.splitlines()]
+    return [words[next(at for at, word in enumerate(words) if word == "-m" or word[-3:] == ".py") :] for words in plans]
 
 
 def problem(command: Command) -> str | None:
@@ -147,10 +201,10 @@ def problem(command: Command) -> str | None:
     except RuntimeError as error:
         return str(error)
     for words in plans:
-        done = subprocess.run(
-            [sys.executable, *words[1:], "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
+        dry = [] if words[0] == EVALUATOR else ["--dry-run"]
+        done = subprocess.run([sys.executable, *words, *dry], cwd=ROOT, capture_output=True, text=True, check=False)
+        understood = "cannot be read" in done.stderr if words[0] == EVALUATOR else done.returncode == 0
+        if not understood:
             return done.stderr.strip()
     return None if plans else "it starts nothing"
 

@@ -77,6 +77,43 @@ def test_the_batch_does_not_matter(made: Path, tmp_path: Path, neighbours: str) 
     assert other != pytest.approx(cell, rel=1e-3)
 
 
+@pytest.mark.parametrize(("quantizer", "neighbours"), [
+    ({"name": "product", "groups": 2, "part": {"name": "vq_hits", "codebook_size": 32, "codebook_dim": 4}}, "code"),
+    ({"name": "product", "groups": 2, "part": {"name": "vq_hits", "codebook_size": 32, "codebook_dim": 4}}, "latent"),
+    ({"name": "multi_scale", "scales": [1, 2, 4], "smoothers": 3, "codebook_size": 32}, "code"),
+    ({"name": "fsq", "levels": [4, 4, 2]}, "code"),
+])  # fmt: skip
+def test_every_quantizer_with_codes_can_be_perturbed(
+    made: Path, tmp_path: Path, quantizer: dict[str, Any], neighbours: str
+) -> None:
+    """Groups by themselves: each has a codebook, and near codes, of its own."""
+    groups = quantizer.get("groups", 1)
+    vit = {"name": "dino_vit", "width": 32, "layers": 1, "heads": 2, "patch": 4}
+    model = {
+        "image_size": 16, "z_channels": 32, "layout": {"num_tokens": 16}, "encoder": {**vit, "groups": groups},
+        "decoder": vit, "quantizer": quantizer,
+    }  # fmt: skip
+    settings = config.resolve(TokenizerConfig, model, where="model")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(settings)
+    for value in tokenizer.decoder.parameters():  # a new decoder hardly depends on its codes
+        torch.nn.init.normal_(value, std=0.2)
+    checkpoint.save(tmp_path / "vq", 1, {"model": tokenizer.state_dict()}, {}, {"model": dataclasses.asdict(settings)})
+    words = ("--vq-ckpt", tmp_path / "vq", "--alphas", "[0.0,0.9]", "--deltas", "[8]", "--neighbours", neighbours)
+    found = measure(made, tmp_path / "out", *words)
+    [entry] = found["tokens"].values()
+    still, moved = (cell[f"p{NAME}"] for cell in entry["cells"])
+    assert still == entry["unperturbed"][NAME] != moved
+
+
+def test_quantizers_without_a_latent_per_code_are_refused_for_latent_neighbours(made: Path, tmp_path: Path) -> None:
+    settings = config.resolve(TokenizerConfig, {**MODEL, "quantizer": {"name": "fsq", "levels": [4, 4, 2]}}, "model")
+    weights = Tokenizer(settings).state_dict()
+    checkpoint.save(tmp_path / "vq", 1, {"model": weights}, {}, {"model": dataclasses.asdict(settings)})
+    with pytest.raises(UserError, match="--neighbours code"):
+        measure(made, tmp_path / "out", "--vq-ckpt", tmp_path / "vq", "--neighbours", "latent")
+
+
 def test_a_code_is_redrawn_among_the_nearest_and_may_stay() -> None:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(50, (100, 64), generator=generator)

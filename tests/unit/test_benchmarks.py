@@ -1,0 +1,34 @@
+"""The benchmarks run at toy size, and their table says what they found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from benchmarks import evaluation, run, sampling, steps, tokenizing, training
+
+CPU = torch.device("cpu")
+
+
+def test_sampling_beside_the_plain_way() -> None:
+    [found] = sampling.sampling(CPU, [("tiny", 2, 4)], repeats=2).values()
+    assert found["ratio"] > 0 and found["plain"]["repeats"] == 2 and found["roofline_share"] > 0
+    assert found["ours"]["items_per_s"] == 8 / found["ours"]["median_s"]
+
+
+def test_the_other_jobs_and_the_table(monkeypatch) -> None:
+    quickstart = Path(run.ROOT / "configs/quickstart/tokenizer.yaml")
+    monkeypatch.setattr(tokenizing, "CONFIG", quickstart)
+    monkeypatch.setattr(tokenizing, "STAND_INS", [])
+    toy = ["losses.perceptual=null", "model.decoder.cnn.channels=32", "data.batch_size=2"]
+    cases = {"tokenizer S-S": (str(quickstart), 2, toy), "GPT-B": ("configs/quickstart/gpt.yaml", 2, [])}
+    monkeypatch.setitem(training.CASES, "cpu", cases)
+    found = {
+        "extraction": tokenizing.extraction(CPU), "extraction_growth": tokenizing.extraction_growth(CPU, (4, 8)),
+        "tokenizer_training": steps.tokenizer_training(CPU), "gpt_training": steps.gpt_training(CPU),
+        "evaluation": evaluation.evaluation(CPU, images=1, features=32, dim=16, width=1 / 16),
+    }
+    text = run.table({"benchmarks": found})
+    assert text.count("| evaluation |") == 3 and text.count("| extraction_growth |") == 2 and "(" in text
+    assert all(case["ratio"] > 0 for name in found for case in found[name].values() if "growth" not in name)
