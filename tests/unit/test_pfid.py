@@ -14,10 +14,11 @@ from PIL import Image
 from common import checkpoint, config
 from common.errors import UserError
 from evaluations import pfid_job, reconstruction_job
+from evaluations.perturbers import LatentNoise, NoisyCell, perturb_codes
 from evaluations.pfid import FLAGS, PfidConfig
 from evaluations.reconstruction import ReconstructionConfig
 from tokenizer.config import TokenizerConfig
-from tokenizer.model import Tokenizer
+from tokenizer.model import Tokenizer, View
 
 NAME = "fd_efficientnet_lite2"
 CNN = {"channels": 16, "multipliers": [1, 1], "blocks": 1, "norm": "none", "patch": 2}
@@ -106,6 +107,39 @@ def test_every_quantizer_with_codes_can_be_perturbed(
     assert still == entry["unperturbed"][NAME] != moved
 
 
+def test_a_continuous_tokenizer_bears_noise_on_its_vectors(made: Path, tmp_path: Path) -> None:
+    settings = config.resolve(TokenizerConfig, {**MODEL, "quantizer": {"name": "kl", "dim": 4}}, "model")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(settings)
+    checkpoint.save(tmp_path / "vq", 1, {"model": tokenizer.state_dict()}, {}, {"model": dataclasses.asdict(settings)})
+    words = ("--vq-ckpt", tmp_path / "vq", "--num-tokens", "[4,16]", "--rhos", "[0.0,1.0]")
+    found = measure(made, tmp_path / "a", *words)
+    for entry in found["tokens"].values():
+        (still, moved) = entry["cells"]
+        assert still["rho"] == 0 and still[f"p{NAME}_c"] == entry["unperturbed"][NAME] != moved[f"p{NAME}_c"]
+    again = measure(made, tmp_path / "b", *words, "--per-proc-batch-size", 5)
+    assert again["tokens"]["16"]["mean"] == pytest.approx(found["tokens"]["16"]["mean"], rel=1e-4)
+
+
+def test_noise_is_measured_in_each_channels_deviation() -> None:
+    """Channel c of the vectors is c + 1 times a unit normal; the noise that is added has rho times that."""
+
+    class Stub:
+        codebook_dim, is_1d = 3, True
+
+        def encode_vectors(self, images: torch.Tensor) -> torch.Tensor:
+            return images[:, :, :1] * torch.arange(1, 4)[:, None, None]
+
+        def decode_vectors(self, vectors: torch.Tensor, num_tokens: int) -> Any:
+            return View(vectors)
+
+    stub, images = Stub(), torch.randn(400, 3, 1, 64, generator=torch.Generator().manual_seed(0))
+    noise = LatentNoise(PfidConfig(), stub, [NoisyCell(64, 0.5)], images.split(100))
+    [decoded] = noise(np.arange(400), images)
+    added = decoded - stub.encode_vectors(images)
+    assert added.std(dim=(0, 2, 3)).tolist() == pytest.approx([0.5, 1.0, 1.5], rel=0.02)
+
+
 def test_quantizers_without_a_latent_per_code_are_refused_for_latent_neighbours(made: Path, tmp_path: Path) -> None:
     settings = config.resolve(TokenizerConfig, {**MODEL, "quantizer": {"name": "fsq", "levels": [4, 4, 2]}}, "model")
     weights = Tokenizer(settings).state_dict()
@@ -118,14 +152,14 @@ def test_a_code_is_redrawn_among_the_nearest_and_may_stay() -> None:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(50, (100, 64), generator=generator)
     near = (codes.unsqueeze(2) + torch.arange(10)) % 50
-    wrong = pfid_job.perturb_codes(codes, near, 0.5, 10, torch.rand(2, 100, 64, generator=generator))
+    wrong = perturb_codes(codes, near, 0.5, 10, torch.rand(2, 100, 64, generator=generator))
     assert (wrong == codes).float().mean() == pytest.approx(1 - 0.5 * 0.9, abs=0.02)
     assert set(((wrong - codes) % 50).unique().tolist()) == set(range(10))
 
 
 def test_the_pool_of_all_codes_makes_them_uniform() -> None:
     near = torch.arange(50).expand(100, 64, 50)
-    wrong = pfid_job.perturb_codes(torch.zeros(100, 64, dtype=torch.int64), near, 1.0, 50, torch.rand(2, 100, 64))
+    wrong = perturb_codes(torch.zeros(100, 64, dtype=torch.int64), near, 1.0, 50, torch.rand(2, 100, 64))
     counts = torch.bincount(wrong.flatten(), minlength=50).float()
     assert ((counts - 128).abs() < 5 * 128**0.5).all()
 
