@@ -73,11 +73,7 @@ def run(config: ExtractConfig) -> Path:
     if writer.is_finished():
         print(f"{writer.path}: already extracted; nothing to do")
         return writer.path
-    if world.is_main:
-        writer.prepare()
-    dist.barrier()
-    todo = writer.missing()[world.rank :: world.size]
-    dist.barrier()  # Nobody writes while others still look for what is missing.
+    todo = dist.claim(writer, world)
     total = sum(len(writer.images(number)) for number in todo)
     with tqdm(total=total, desc="extract codes", unit="image", disable=not world.is_main, dynamic_ncols=True) as bar:
         for number in todo:

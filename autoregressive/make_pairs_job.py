@@ -40,11 +40,7 @@ def run(config: PairsConfig) -> Path:
     chosen = choose(len(folder), config.num_samples, config.seed)
     names = [str(Path(path).relative_to(config.data_path)) for path in folder.paths]
     writer = PairWriter(config.out, _meta(config, sampler, folder, [names[index] for index in chosen]))
-    if world.is_main:
-        writer.prepare()
-    dist.barrier()
-    todo = writer.missing()[world.rank :: world.size]
-    dist.barrier()  # Nobody writes while others still look for what is missing.
+    todo = dist.claim(writer, world)
     total = sum(len(writer.samples(number)) for number in todo)
     with tqdm(total=total, desc="make pairs", unit="image", disable=not world.is_main, dynamic_ncols=True) as bar:
         for number in todo:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 import torch
 import torch.distributed as torch_dist
@@ -71,6 +72,26 @@ def joined(device: str) -> Iterator[World]:
         yield init(device)
     finally:
         close()
+
+
+class Parts(Protocol):
+    """A result that is written part by part, by any processes, and goes on after an interruption."""
+
+    def prepare(self) -> None:
+        """Make or check the folder; one process, before anything is written."""
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not there yet."""
+
+
+def claim(parts: Parts, world: World) -> list[int]:
+    """This process's share of the missing parts; nobody writes while others still look for what is missing."""
+    if world.is_main:
+        parts.prepare()
+    barrier()
+    todo = parts.missing()[world.rank :: world.size]
+    barrier()
+    return todo
 
 
 def size() -> int:

@@ -29,18 +29,12 @@ from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.psnr import psnr
 from evaluations.reconstruction import FLAGS, ReconstructionConfig
 from evaluations.reference import ReferenceConfig
+from tests import toys
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-CNN = {"channels": 32, "multipliers": [1, 1], "patch": 4, "blocks": 1}
-WIDTHS = {"width": 32, "layers": 1, "heads": 2}
-TOKENIZER = {
-    "image_size": 32, "z_channels": 32, "layout": {"num_tokens": 16, "redundant": 8},
-    "encoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS},
-    "decoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS, "semantic_head": None},
-    "quantizer": {"name": "vq", "codebook_size": 64},
-}
+TOKENIZER = {**toys.TOKENIZER, "decoder": {**toys.TOKENIZER["decoder"], "semantic_head": None}}
 FD = "fd_efficientnet_lite2"
 
 

@@ -29,17 +29,11 @@ from common.codes import ChunkedWriter, CodeStore
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import center_crop, from_pixels, read_image, read_npz
+from tests import toys
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 
-CNN = {"channels": 32, "multipliers": [1, 1], "patch": 4, "blocks": 1}
-WIDTHS = {"width": 32, "layers": 1, "heads": 2}
-TOKENIZER = {
-    "image_size": 32, "z_channels": 32, "layout": {"num_tokens": 16, "redundant": 8},
-    "encoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS},
-    "decoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS, "semantic_head": None},
-    "quantizer": {"name": "vq", "codebook_size": 64},
-}
+TOKENIZER = {**toys.TOKENIZER, "decoder": {**toys.TOKENIZER["decoder"], "semantic_head": None}}
 STILL = [f"model.{kind}_dropout=0" for kind in ("token", "residual", "ffn")]
 
 
