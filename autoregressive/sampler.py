@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +117,20 @@ def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
     todo = [index for index, path in enumerate(paths) if not path.is_file()]
     dist.barrier()  # Nobody writes while others still look for what is missing.
     mine = [todo[at] for at in share(len(todo), world.rank, world.size)]
-    with tqdm(total=len(mine), desc=folder.name, unit="image", disable=not world.is_main, dynamic_ncols=True) as bar:
+    bar = tqdm(total=len(mine), desc=folder.name, unit="image", disable=not world.is_main, dynamic_ncols=True)
+    with bar, ThreadPoolExecutor() as writers:  # PNGs of one batch are compressed while the next is drawn
+        written: list[Future] = []
         for at in range(0, len(mine), config.batch_size):
             ids = mine[at : at + config.batch_size]
             codes = sampler.codes(
                 torch.from_numpy(labels[ids]).to(world.device), torch.tensor(ids, device=world.device),
                 config.guidance, config.sampling, config.seed, config.num_tokens,
             )
-            for index, pixels in zip(ids, sampler.pixels(codes), strict=True):
-                write_png(paths[index], pixels)
+            images = sampler.pixels(codes)
+            _wait(written)
+            written = [writers.submit(write_png, paths[id], image) for id, image in zip(ids, images, strict=True)]
             bar.update(len(ids))
+        _wait(written)
     dist.barrier()
     packed = _packed(folder)
     if world.is_main:
@@ -137,6 +142,12 @@ def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
         writer.close()
     dist.barrier()
     return packed
+
+
+def _wait(written: list[Future]) -> None:
+    """Until all is written. Raises: what went wrong on the way."""
+    for each in written:
+        each.result()
 
 
 def run(config: SampleConfig) -> Path:

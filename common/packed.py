@@ -24,7 +24,12 @@ class _PackedLinear(nn.Module):
 
 
 def pack_linears(module: nn.Module) -> nn.Module:
-    """Replace every linear layer below `module`, on the CPU and in bf16, by its packed form; for inference only."""
+    """Replace every linear layer below `module`, on the CPU and in bf16, by its packed form; for inference only.
+
+    On processors without the kernels for it (before AVX-512, or not x86) nothing is replaced.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return module
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, _PackedLinear(child))

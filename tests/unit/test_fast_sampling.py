@@ -69,6 +69,10 @@ def test_the_unconditional_half_is_made_up_where_it_was_left_out(model: torch.nn
     assert torch.equal(found, codes)
 
 
+@pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="this processor has no bf16 kernels",
+)
 def test_packed_layers_compute_what_their_layers_did(model: torch.nn.Module) -> None:
     model, labels, codes = model.to(torch.bfloat16), asked(model), torch.randint(40, (3, 16))
     labels = labels.to(torch.bfloat16) if labels.is_floating_point() else labels
@@ -76,6 +80,12 @@ def test_packed_layers_compute_what_their_layers_did(model: torch.nn.Module) -> 
     packed = pack_linears(deepcopy(model))
     assert not any(type(layer) is torch.nn.Linear for layer in packed.modules())
     torch.testing.assert_close(packed(codes, labels), expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())
+
+
+def test_processors_without_the_kernels_keep_their_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4)).to(torch.bfloat16)
+    assert type(pack_linears(layers)[0]) is torch.nn.Linear
 
 
 def test_bf16_draws_from_nearly_the_same_distribution() -> None:
