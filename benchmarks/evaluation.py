@@ -23,6 +23,7 @@ from benchmarks.timing import compare
 from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.inception import InceptionGraph
 from evaluations.metrics.precision_recall import precision_recall
+from evaluations.twin_job import at_once
 
 __all__ = ["evaluation"]
 
@@ -43,7 +44,8 @@ def evaluation(
     one, two = (rng.standard_normal((features, dim), np.float32) * rng.uniform(0.1, 1, dim) for _ in range(2))
     return {
         f"Inception features, {images} images": compare(
-            partial(_plain_features, plain, pixels), partial(graph.features, pixels), images, device
+            partial(_plain_features, plain, pixels), lambda: [graph.features(part) for part in pixels.split(at_once(device))],
+            images, device,
         ),
         f"Frechet distance, {features} features a side": compare(
             partial(_plain_frechet, one, two), lambda: frechet_distance(fit(one), fit(two)), 1, device

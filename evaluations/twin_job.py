@@ -21,7 +21,7 @@ from evaluations.metrics.inception_score import inception_score
 from evaluations.metrics.precision_recall import precision_recall
 from evaluations.twin import TwinConfig
 
-__all__ = ["Activations", "Evaluator", "run"]
+__all__ = ["Activations", "Evaluator", "at_once", "run"]
 
 BLOCK = 64
 """Images read at a time."""
@@ -37,11 +37,16 @@ class Activations:
     spatial: Gaussian | None
 
 
+def at_once(device: torch.device | str) -> int:
+    """Images that the network sees at a time: few keep a CPU's caches warm and its memory low."""
+    return 4 if torch.device(device).type == "cpu" else BLOCK
+
+
 class Evaluator:
     """The network and the reference's activations, computed once.
 
     Args:
-        batch_size: images at a time; None = 4 on a CPU, where small batches are faster and leaner, and 64 on a GPU.
+        batch_size: images at a time; None = `at_once(device)`.
 
     Raises: UserError when the graph or the reference is missing or unusable.
     """
@@ -50,7 +55,7 @@ class Evaluator:
         self, reference: str | Path, graph: str | None = None, device: torch.device | str = "cpu",
         batch_size: int | None = None,
     ) -> None:
-        self.reference, self.batch_size = reference, batch_size or (4 if str(device) == "cpu" else BLOCK)
+        self.reference, self.batch_size = reference, batch_size or at_once(device)
         self._holds = _read_about(reference)
         self.network = InceptionGraph(InceptionGraph.Config(path=graph), device)
         self.about = {
