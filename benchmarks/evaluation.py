@@ -44,7 +44,8 @@ def evaluation(
     one, two = (rng.standard_normal((features, dim), np.float32) * rng.uniform(0.1, 1, dim) for _ in range(2))
     return {
         f"Inception features, {images} images": compare(
-            partial(_plain_features, plain, pixels), lambda: [graph.features(part) for part in pixels.split(at_once(device))],
+            partial(_plain_features, plain, pixels),
+            lambda: [graph.features(part) for part in pixels.split(at_once(device))],
             images, device,
         ),
         f"Frechet distance, {features} features a side": compare(
