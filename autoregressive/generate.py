@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoregressive.config import Sampling
-from autoregressive.guidance import OFF, Guidance, guide
+from autoregressive.guidance import Guidance, guide
 from autoregressive.layers import KVCache
 from autoregressive.models.gpt import GPT
 from common.errors import UserError
@@ -49,7 +49,7 @@ def generate(
     scales = guidance.scales(num_tokens)
     null = model.null(labels)
     both = torch.cat((labels, null))
-    guided = [scale not in (1.0, OFF) for scale in scales]
+    guided = [scale != 1.0 for scale in scales]
     needed = 2 * batch if any(guided) else batch
     cache = cache or model.new_cache(needed, num_tokens)
     if cache.rows < needed or cache.length < num_tokens:

@@ -1,10 +1,10 @@
 """Classifier-free guidance: how strongly each code is pushed towards its class, and the push itself.
 
 Every schedule is a function of the ratio r = i / (N - 1) of the code's place i = 1..N-1 in the sequence. Code 0
-always gets the plain scale. (RAR's "power_cosine" is one
-of i / N, code 0 included.) Where a schedule is "off" the published results used 1.0001 instead of 1, because their
-sampler would otherwise have dropped the unconditional half of its batch for good; ours leaves that half out where a
-scale is 1 or 1.0001 and makes it up when guidance sets in.
+always gets the plain scale. (RAR's "power_cosine" is one of i / N, code 0 included.) Where a schedule is "off" the
+published results used 1.0001 instead of 1, because their sampler would otherwise have dropped the unconditional half of
+its batch for good. We keep that number so that samples agree; with `off` = 1 our sampler leaves that half out there and
+makes it up in one pass when guidance sets in.
 Source: guidance: arXiv 2207.12598; schedules: GigaTok (arXiv 2504.08736); step from 0.18 on gave the published FIDs.
 """
 
@@ -36,6 +36,7 @@ class Guidance:
     )
     window_start: float = opt(0.18, "step, rectangular: guide from this fraction of the sequence on")
     window_end: float = opt(1.0, "rectangular: guide up to this fraction")
+    off: float = opt(OFF, "step, rectangular: the scale elsewhere; the papers' 1.0001, or 1 = none, which is faster")
     power: float = opt(1.0, "power_cosine: the larger, the later guidance sets in; 0 = constant")
     interval: int = opt(-1, "guide only the first interval + 2 codes; -1 = all")
 
@@ -76,11 +77,11 @@ def _triangular(ratio: float, guidance: Guidance) -> float:
 
 
 def _rectangular(ratio: float, guidance: Guidance) -> float:
-    return guidance.scale if guidance.window_start <= ratio <= guidance.window_end else OFF
+    return guidance.scale if guidance.window_start <= ratio <= guidance.window_end else guidance.off
 
 
 def _step(ratio: float, guidance: Guidance) -> float:
-    return guidance.scale if guidance.window_start <= ratio else OFF
+    return guidance.scale if guidance.window_start <= ratio else guidance.off
 
 
 def _cosine(ratio: float, guidance: Guidance) -> float:

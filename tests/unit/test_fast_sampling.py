@@ -9,7 +9,7 @@ import torch
 
 from autoregressive.config import Sampling
 from autoregressive.generate import generate
-from autoregressive.guidance import OFF, Guidance, guide
+from autoregressive.guidance import Guidance, guide
 from autoregressive.models.gpt import GPT
 from common.config import build, resolve
 from common.errors import UserError
@@ -52,7 +52,8 @@ def test_a_sequence_can_start_with_several_codes_at_once(model: torch.nn.Module)
 
 
 @pytest.mark.parametrize("guidance", [
-    Guidance(3.0, "step", window_start=0.3), Guidance(3.0, "rectangular", window_start=0.3, window_end=0.7),
+    Guidance(3.0, "step", window_start=0.3, off=1.0), Guidance(3.0, "step", window_start=0.3),
+    Guidance(3.0, "rectangular", window_start=0.3, window_end=0.7, off=1.0),
     Guidance(3.0, "constant", interval=4), Guidance(3.0, "power_cosine", power=2.0), Guidance(1.0), Guidance(2.0),
 ])  # fmt: skip
 def test_the_unconditional_half_is_made_up_where_it_was_left_out(model: torch.nn.Module, guidance: Guidance) -> None:
@@ -62,7 +63,7 @@ def test_the_unconditional_half_is_made_up_where_it_was_left_out(model: torch.nn
     codes = torch.zeros(3, 16, dtype=torch.int64)
     for place, scale in enumerate(guidance.scales(16)):
         logits = model(codes.repeat(2, 1), both)[:, place]
-        codes[:, place] = guide(logits, 1.0 if scale == OFF else scale).argmax(-1)
+        codes[:, place] = guide(logits, scale).argmax(-1)
     cache = model.new_cache(8)
     cache.keys.fill_(torch.nan)  # slots that were not filled would show
     found = generate(model, labels, guidance=guidance, sampling=Sampling(greedy=True), cache=cache)
