@@ -123,11 +123,12 @@ def plot(rows: Rows, path: Path) -> None:
         figure = Figure(figsize=(3.6 * len(names), 3.6), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
             shown = [(key, Spread.of(figures[name])) for key, figures in rows.items() if name in figures]
-            axes.bar(
-                [f"{variant}\n{decoder}" for (variant, decoder), _ in shown], [spread.mean for _, spread in shown],
-                yerr=[spread.deviation if spread.count > 1 else 0.0 for _, spread in shown], capsize=3,
-                color=[COLOURS[VARIANTS.index(variant)] for (variant, _), _ in shown],
-            )
+            for place, ((variant, _), spread) in enumerate(shown):
+                axes.errorbar(
+                    place, spread.mean, spread.deviation if spread.count > 1 else None, fmt="o", capsize=3,
+                    color=COLOURS[VARIANTS.index(variant)],
+                )
+            axes.set_xticks(range(len(shown)), [f"{variant}\n{decoder}" for (variant, decoder), _ in shown])
             axes.set(title=name)
             axes.tick_params(axis="x", labelsize=6)
         figure.savefig(path, dpi=130, facecolor="white")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.layers import on_meta
 
 __all__ = ["EfficientNetLite"]
 
@@ -99,7 +100,8 @@ class EfficientNetLite(nn.Module):
             self.stride_ends[total_stride] = len(self.blocks) - 1
         self.head = SameConv(inputs, NUM_FEATURES, 1)
         self.classifier = nn.Linear(NUM_FEATURES, 1000)
-        self.load_state_dict(_folded(torch.load(_weights_file(name), weights_only=True, map_location="cpu")))
+        if not on_meta():
+            self.load_state_dict(_folded(torch.load(_weights_file(name), weights_only=True, map_location="cpu")))
         self.to(memory_format=torch.channels_last)
         self.requires_grad_(False)
         self.eval()
