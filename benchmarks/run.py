@@ -1,6 +1,6 @@
 """What the jobs cost in steady state, each beside a plain way of doing the same in the same process.
 
-    bash scripts/benchmark.sh [--device cpu|cuda] [--only NAME] [--out FILE]
+    bash scripts/benchmark.sh --only sampling
 
 Plain is eager float32 without reuse, as the original projects do it. Every case is warmed up and timed at least five
 times, plain and ours in turn; the ratio is that of the medians, and `roofline_share` says how near ours comes to what
@@ -10,7 +10,6 @@ process of its own.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import importlib
 import json
@@ -18,11 +17,12 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from common import config
+from common.config import opt
 from common.errors import UserError
 
 __all__ = ["BENCHMARKS", "main", "table"]
@@ -37,6 +37,15 @@ BENCHMARKS = {
     "sampling_growth": "benchmarks.sampling:sampling_growth",
     "extraction_growth": "benchmarks.tokenizing:extraction_growth",
 }
+
+
+@dataclass
+class BenchmarkConfig:
+    device: str = opt("auto", "auto | cpu | cuda")
+    only: str | None = opt(None, f"one of {', '.join(BENCHMARKS)}; null = all, some fifteen minutes on two cores")
+    threads: int | None = opt(None, "threads on a CPU; null = as many as it has")
+    out: str | None = opt(None, "result file; null = benchmarks/results/<device>-<date>.json")
+    here: str | None = opt(None, "measure this one in this process and print it; what the others are started with")
 
 
 def table(found: dict[str, Any]) -> str:
@@ -70,36 +79,34 @@ def _measure(name: str, device: str, threads: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", metavar="NAME", choices=BENCHMARKS, help=f"one of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--here", choices=BENCHMARKS, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.device == "cuda" and not torch.cuda.is_available():
+    options = config.parse(BenchmarkConfig, about=__doc__)
+    unknown = {options.only, options.here} - {None, *BENCHMARKS}
+    if unknown:
+        raise UserError(f"there is no benchmark {sorted(unknown)[0]!r}; known: {', '.join(BENCHMARKS)}")
+    import torch
+
+    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but no CUDA device is visible; measure the CPU with --device cpu")
-    if given.here:
-        module, _, function = BENCHMARKS[given.here].partition(":")
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            print(json.dumps(getattr(importlib.import_module(module), function)(torch.device(given.device))))
+    if options.here:
+        module, _, function = BENCHMARKS[options.here].partition(":")
+        torch.manual_seed(0)
+        print(json.dumps(getattr(importlib.import_module(module), function)(torch.device(device))))
         return
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    out = given.out or ROOT / "benchmarks" / "results" / f"{given.device}-{today}.json"
-    name = torch.cuda.get_device_name() if given.device == "cuda" else platform.machine()
+    out = Path(options.out or ROOT / "benchmarks" / "results" / f"{device}-{today}.json")
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    threads = options.threads or os.cpu_count()
     found: dict[str, Any] = {
-        "device": name, "threads": given.threads, "torch": torch.__version__, "date": today, "benchmarks": {},
+        "device": name, "threads": threads, "torch": torch.__version__, "date": today, "benchmarks": {},
     }  # fmt: skip
-    for benchmark in [given.only] if given.only else BENCHMARKS:
+    for benchmark in [options.only] if options.only else BENCHMARKS:
         print(f"{benchmark} ...", file=sys.stderr)
-        found["benchmarks"][benchmark] = _measure(benchmark, given.device, given.threads)
+        found["benchmarks"][benchmark] = _measure(benchmark, device, threads)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")  # after each, so that an interruption loses one
     print(f"{table(found)}\n\n{out}")
 
 
 if __name__ == "__main__":
-    from common import config
-
     config.main(main)

@@ -38,6 +38,7 @@ JOBS = {
     "convert_checkpoint.sh": "autoregressive.convert",
     "download_checkpoints.sh": "autoregressive.download",
     "model_card.sh": "evaluations.model_card",
+    "benchmark.sh": "benchmarks.run",
     "quickstart.sh": "evaluations.quickstart",
     "test.sh": "pytest",
 }
