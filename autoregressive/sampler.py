@@ -128,7 +128,7 @@ def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
             )
             images = sampler.pixels(codes)
             _wait(written)
-            written = [writers.submit(write_png, paths[id], image) for id, image in zip(ids, images, strict=True)]
+            written = [writers.submit(write_png, paths[index], image) for index, image in zip(ids, images, strict=True)]
             bar.update(len(ids))
         _wait(written)
     dist.barrier()
