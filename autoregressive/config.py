@@ -66,6 +66,7 @@ class GeneratorOptimConfig(OptimConfig):
 
     weight_decay: float = opt(0.05, "decoupled weight decay of matrices")
     schedule: str = opt("wsd", SCHEDULES)
+    muon_lr: float | None = opt(None, "Muon at this peak rate (0.02) for the blocks' matrices; null = AdamW for all")
 
 
 @dataclass

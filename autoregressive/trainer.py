@@ -102,8 +102,16 @@ class GeneratorTrainee:
         self.wrapped = parallel.wrap(trained, config.run, world).train()
         if self.ema:
             self.ema.place(config.run, world)
-        self.optimizer = optim.adamw(trained, config.optim)
+        self.optimizer = self._optimizer(trained)
         self.held_out = self._held_out() if config.run.validate_every else None
+
+    def _optimizer(self, trained: nn.Module) -> torch.optim.Optimizer | optim.MuonAdamW:
+        given = self.config.optim
+        if given.muon_lr is None:
+            return optim.adamw(trained, given)
+        if self.config.run.parallel == "fsdp":
+            raise UserError("optim.muon_lr needs whole matrices; use run.parallel=ddp or optim.muon_lr=null")
+        return optim.MuonAdamW(trained, given, given.muon_lr)
 
     def _regressed(self) -> RegressedGenerator:
         data = self.config.data

@@ -1,7 +1,10 @@
-"""An evaluation of 10,000 images from its parts: Inception features, the Frechet distance, precision and recall.
+"""Evaluating samples beside as many reference images, as a whole and in its parts.
 
 Plain is what evaluation packages do: a convolution, a batch norm and a rectifier after one another in an eager network,
-a matrix square root of the product of the covariances, and every distance with its own pass over the features.
+on both sides in every evaluation, a matrix square root of the product of the covariances, and every distance with its
+own pass over the features. Ours is in steady state, as in a search over guidance scales: the reference's features are
+there from the first evaluation on. It makes figures that plain leaves out: the spatial distance, the inception score,
+and precision and recall in float64 as well.
 """
 
 from __future__ import annotations
@@ -23,26 +26,39 @@ from benchmarks.timing import compare
 from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.inception import InceptionGraph
 from evaluations.metrics.precision_recall import precision_recall
-from evaluations.twin_job import at_once
+from evaluations.twin_job import Evaluator, at_once
 
 __all__ = ["evaluation"]
 
 
 def evaluation(
-    device: torch.device, images: int = 64, features: int = 2048, dim: int = 2048, width: float = 1.0
+    device: torch.device, images: int = 64, features: int = 2048, dim: int = 2048, width: float = 1.0, whole: int = 512
 ) -> dict[str, Any]:
-    """Images a second of the network, and whole calls of the two distances between `features` features a side.
+    """Images a second of a whole evaluation and of the network, and calls of the two distances.
 
     Args:
+        whole: images a side of the whole evaluation.
+        images: for the network alone.
+        features, dim: features a side of the distances, and their length.
         width: of the network's stand-in graph; below 1 only to test this file.
     """
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (images, 64, 64, 3), dtype=np.uint8)).to(device)
     plain = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=False).eval().to(device)
+    plain.fc = torch.nn.Identity()
     with tempfile.TemporaryDirectory() as folder:
-        graph = InceptionGraph(InceptionGraph.Config(str(write_graph(Path(folder) / "graph.pb", width))), device)
+        path = str(write_graph(Path(folder) / "graph.pb", width))
+        graph = InceptionGraph(InceptionGraph.Config(path), device)
+        files = [Path(folder) / f"{name}.npz" for name in ("reference", "samples")]
+        for file in files:
+            np.savez(file, rng.integers(0, 256, (whole, 64, 64, 3), dtype=np.uint8))
+        evaluator = Evaluator(files[0], path, device)
+        together = compare(
+            lambda: _plain_evaluation(plain, files, device), lambda: evaluator.score(files[1]), whole, device
+        )
     one, two = (rng.standard_normal((features, dim), np.float32) * rng.uniform(0.1, 1, dim) for _ in range(2))
     return {
+        f"{whole} samples beside {whole} reference images": together,
         f"Inception features, {images} images": compare(
             partial(_plain_features, plain, pixels),
             lambda: [graph.features(part) for part in pixels.split(at_once(device))],
@@ -55,6 +71,14 @@ def evaluation(
             partial(_plain_precision_recall, one, two), lambda: precision_recall(one, two), 1, device
         ),
     }
+
+
+def _plain_evaluation(network: torch.nn.Module, files: list[Path], device: torch.device) -> tuple[Any, ...]:
+    found = []
+    for file in files:
+        pixels = torch.from_numpy(np.load(file, allow_pickle=False)["arr_0"]).to(device)
+        found.append(np.concatenate([_plain_features(network, part).cpu().numpy() for part in pixels.split(64)]))
+    return _plain_frechet(*found), *_plain_precision_recall(*found)
 
 
 @torch.no_grad()

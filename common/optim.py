@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Mapping
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,14 +57,16 @@ def _left(shape: str, done: float) -> float:
         raise UserError(f"optim.cooldown_shape got {shape!r}; expected {known}") from None
 
 
-def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; matrices decay, vectors only with `decay_vectors`.
+def adamw(
+    module: nn.Module, config: OptimConfig, without: Container[nn.Parameter] = ()
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters but those `without`; matrices decay, vectors only with `decay_vectors`.
 
     With `fan_in`, a weight with more inputs than that has its group's `lr_scale` = fan_in / inputs: an Adam step moves
     an output by about lr * inputs, so with one rate for all the widest convolution decides how large it may be.
     Source: Yang et al. 2022 (muP), Table 3, hidden weights under Adam.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    trainable = [p for p in module.parameters() if p.requires_grad and p not in without]
     fused = trainable[0].device.type in ("cpu", "cuda")
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for p in trainable:
@@ -85,8 +89,52 @@ def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return optimizer
 
 
+class MuonAdamW:
+    """Muon for the matrices in stacks of blocks (`nn.ModuleList`), `adamw` for everything else, as one optimizer.
+
+    Muon moves a matrix by its momentum with all singular values made about equal. Both halves follow the config's
+    schedule, Muon's at `muon_lr` / `lr` times its height, and share its weight decay.
+    Source: Jordan et al. 2024, with torch's implementation, which knows neither shards nor meta tensors.
+
+    Raises: UserError where nothing in the module is such a matrix.
+    """
+
+    defaults: Mapping[str, Any] = {}
+    """Not fused: `update` looks at the gradients' norm before it lets this step."""
+
+    def __init__(self, module: nn.Module, config: OptimConfig, muon_lr: float):
+        stacks = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+        matrices = {p: None for stack in stacks for p in stack.parameters() if p.dim() == 2 and p.requires_grad}
+        if not matrices:
+            raise UserError("optim.muon_lr finds no matrices in a stack of blocks; set optim.muon_lr=null")
+        self.others = adamw(module, config, without=matrices)
+        group = {"params": list(matrices), "lr_scale": muon_lr / config.lr}
+        self.muon = torch.optim.Muon([group], lr=muon_lr, weight_decay=config.weight_decay)
+        for p in matrices:  # there from the start, as adamw's
+            self.muon.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.muon.param_groups + self.others.param_groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.muon.zero_grad(set_to_none)
+        self.others.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        self.muon.step()
+        self.others.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "others": self.others.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.others.load_state_dict(state["others"])
+
+
 def update(
-    optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, steps: int, loss: Tensor
+    optimizer: torch.optim.Optimizer | MuonAdamW, config: OptimConfig, step: int, steps: int, loss: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Clip the gradients and take 0-based `step` of `steps`, unless something is not finite.
 

@@ -32,11 +32,11 @@ class QuickstartConfig:
     out: str = opt("results/quickstart", "folder of all results")
     data: str = opt("data/photos", "folder of the image crops; made if it is not there")
     num_tokens: list[int] = opt([8, 16, 32, 64], "token counts that are measured and shown")
-    num_samples: int = opt(520, "images sampled, classes taking turns")
+    num_samples: int = opt(2600, "images sampled, classes taking turns")
     cfg_scale: float = opt(3.0, "guidance scale of the samples")
-    temperature: float = opt(0.8, "sampling temperature of the samples")
+    temperature: float = opt(0.65, "sampling temperature of the samples")
     cfg_schedule: str = opt("constant", "guidance schedule of the samples")
-    num_reference_images: int = opt(1300, "training images whose features samples are compared with")
+    num_reference_images: int = opt(5200, "training images whose features samples are compared with")
 
 
 def stages(options: QuickstartConfig) -> dict[str, list[str]]:

@@ -29,6 +29,7 @@ DINO = {"width": 32, "layers": 2, "heads": 2}
 SMALL = {
     "patchgan": {"channels": 8, "layers": 1},
     "dino": {**DINO, "depths": [0, 1]},
+    "efficientnet_lite0": {"strides": [4, 8], "width": 4},
     "stylegan": {"image_size": 16, "widths": [8, 8, 8]},
 }
 

@@ -27,7 +27,7 @@ def test_the_other_jobs_and_the_table(monkeypatch) -> None:
     found = {
         "extraction": tokenizing.extraction(CPU), "extraction_growth": tokenizing.extraction_growth(CPU, (4, 8)),
         "tokenizer_training": steps.tokenizer_training(CPU), "gpt_training": steps.gpt_training(CPU),
-        "evaluation": evaluation.evaluation(CPU, images=1, features=32, dim=16, width=1 / 16),
+        "evaluation": evaluation.evaluation(CPU, images=1, features=32, dim=16, width=1 / 16, whole=4),
     }
     text = run.table({"benchmarks": found})
     assert text.count("| evaluation |") == 3 and text.count("| extraction_growth |") == 2 and "(" in text

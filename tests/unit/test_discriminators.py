@@ -8,6 +8,7 @@ import torch
 from common.errors import UserError
 from tokenizer.discriminators.diffaug import NUM_UNIFORMS, augment, blur, blur_strength
 from tokenizer.discriminators.dino import DinoDiscriminator, FrozenDino, LocalBatchNorm, fit
+from tokenizer.discriminators.efficientnet import EfficientNetDiscriminator
 from tokenizer.layers.vit import VitConfig
 
 SIZES = {"width": 32, "layers": 3, "heads": 2}
@@ -30,6 +31,19 @@ def test_only_the_heads_are_trained_and_saved(judge):
     logits.mean().backward()
     assert images.grad.abs().sum() > 0 and judge.heads[0][0][0].weight_orig.grad is not None
     assert all(parameter.grad is None for parameter in judge.backbone.parameters())
+
+
+def test_embedded_heads_count_alike_and_are_saved_alone():
+    torch.manual_seed(0)
+    judge = EfficientNetDiscriminator(EfficientNetDiscriminator.Config(strides=[8, 32], width=4))
+    assert all(key.startswith("heads.") for key in judge.state_dict())
+    assert not any(parameter.requires_grad for parameter in judge.backbone.parameters())
+    images = torch.rand(2, 3, 64, 64).requires_grad_()
+    logits = judge(images)
+    assert logits.shape == (2, 2, 8, 8) and logits[0, 1].unique().numel() == 2 * 2
+    logits.mean().backward()
+    assert images.grad.abs().sum() > 0
+    assert judge.double().backbone.stem.weight.dtype == torch.float64
 
 
 def test_the_backbone_moves_with_it(judge):

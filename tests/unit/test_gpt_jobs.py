@@ -173,8 +173,9 @@ def test_a_generator_learns_what_belongs_to_each_class(made: Path, tmp_path: Pat
     assert np.array_equal(drawn.numpy(), sequences[[2, 0, 1, 1]])
 
 
-def test_resume_repeats_the_uninterrupted_run(made: Path, tmp_path: Path) -> None:
-    noisy = ["input_noise=0.2", "model.residual_dropout=0.3", "ema_decay=0.9"]
+@pytest.mark.parametrize("muon_lr", ["null", "0.02"])
+def test_resume_repeats_the_uninterrupted_run(made: Path, tmp_path: Path, muon_lr: str) -> None:
+    noisy = ["input_noise=0.2", "model.residual_dropout=0.3", "ema_decay=0.9", f"optim.muon_lr={muon_lr}"]
     trainer.run(train_config(made, tmp_path / "whole", *noisy))
     trainer.run(train_config(made, tmp_path / "parts", *noisy, "--early-stop-iter", 2))
     trainer.run(train_config(made, tmp_path / "parts", *noisy))

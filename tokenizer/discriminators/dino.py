@@ -5,7 +5,6 @@ Source: StyleGAN-T's idea in VAR's form, as GigaTok's dino_disc and RobusTok use
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from common.config import opt
 from common.errors import UserError
 from common.layers import on_meta
 from tokenizer.discriminators.diffaug import NUM_UNIFORMS, augment
+from tokenizer.discriminators.frozen import OnFrozen
 from tokenizer.layers.vit import Vit, VitConfig
 from tokenizer.teachers import IMAGENET
 
@@ -97,10 +97,10 @@ class FrozenDino(nn.Module):
         return [(stream[:, 1:] + stream[:, :1]).transpose(1, 2) for stream in streams]
 
 
-class DinoDiscriminator(nn.Module):
+class DinoDiscriminator(OnFrozen[FrozenDino]):
     """images (B,3,H,W) -> logits (B, heads x 196). In training the images are augmented first.
 
-    The backbone belongs to no state dict and no optimizer: `state_dict()` holds the heads alone, as in released files.
+    `state_dict()` holds the heads alone, as in released files.
     """
 
     @dataclass
@@ -115,9 +115,8 @@ class DinoDiscriminator(nn.Module):
 
     def __init__(self, config: Config, backbone: FrozenDino | None = None):
         """`backbone`: instead of the file's, e.g. in tests. Raises: UserError when the file is not there."""
-        super().__init__()
+        super().__init__(backbone or _released_backbone(config))
         self.config = config
-        self._hidden = (backbone or _released_backbone(config),)  # a tuple hides it from state_dict and parameters
         self.heads = nn.ModuleList(
             nn.Sequential(
                 _layer(config.width, 1),
@@ -126,15 +125,6 @@ class DinoDiscriminator(nn.Module):
             )
             for _ in range(len(config.depths) + 1)
         )
-
-    @property
-    def backbone(self) -> FrozenDino:
-        return self._hidden[0]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DinoDiscriminator:
-        """Moving the discriminator moves its backbone."""
-        self.backbone._apply(fn)
-        return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and self.config.augment > 0:
