@@ -39,7 +39,7 @@ def evaluation(
     Args:
         whole: images a side of the whole evaluation.
         images: for the network alone.
-        features, dim: features a side of the distances, and their length.
+        features, dim: features a side of the distances, and their length, at most 2048.
         width: of the network's stand-in graph; below 1 only to test this file.
     """
     rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def evaluation(
             np.savez(file, rng.integers(0, 256, (whole, 64, 64, 3), dtype=np.uint8))
         evaluator = Evaluator(files[0], path, device)
         together = compare(
-            lambda: _plain_evaluation(plain, files, device), lambda: evaluator.score(files[1]), whole, device
+            lambda: _plain_evaluation(plain, files, dim, device), lambda: evaluator.score(files[1]), whole, device
         )
     one, two = (rng.standard_normal((features, dim), np.float32) * rng.uniform(0.1, 1, dim) for _ in range(2))
     return {
@@ -73,11 +73,12 @@ def evaluation(
     }
 
 
-def _plain_evaluation(network: torch.nn.Module, files: list[Path], device: torch.device) -> tuple[Any, ...]:
+def _plain_evaluation(network: torch.nn.Module, files: list[Path], dim: int, device: torch.device) -> tuple[Any, ...]:
     found = []
     for file in files:
         pixels = torch.from_numpy(np.load(file, allow_pickle=False)["arr_0"]).to(device)
-        found.append(np.concatenate([_plain_features(network, part).cpu().numpy() for part in pixels.split(64)]))
+        parts = [_plain_features(network, part)[:, :dim].cpu().numpy() for part in pixels.split(64)]
+        found.append(np.concatenate(parts))
     return _plain_frechet(*found), *_plain_precision_recall(*found)
 
 

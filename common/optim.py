@@ -57,9 +57,7 @@ def _left(shape: str, done: float) -> float:
         raise UserError(f"optim.cooldown_shape got {shape!r}; expected {known}") from None
 
 
-def adamw(
-    module: nn.Module, config: OptimConfig, without: Container[nn.Parameter] = ()
-) -> torch.optim.AdamW:
+def adamw(module: nn.Module, config: OptimConfig, without: Container[nn.Parameter] = ()) -> torch.optim.AdamW:
     """AdamW over the trainable parameters but those `without`; matrices decay, vectors only with `decay_vectors`.
 
     With `fan_in`, a weight with more inputs than that has its group's `lr_scale` = fan_in / inputs: an Adam step moves
@@ -94,7 +92,7 @@ class MuonAdamW:
 
     Muon moves a matrix by its momentum with all singular values made about equal. Both halves follow the config's
     schedule, Muon's at `muon_lr` / `lr` times its height, and share its weight decay.
-    Source: Jordan et al. 2024, with torch's implementation, which knows neither shards nor meta tensors.
+    Source: Jordan et al. 2024, in torch's implementation, which wants whole matrices: no FSDP.
 
     Raises: UserError where nothing in the module is such a matrix.
     """

@@ -30,5 +30,5 @@ def test_the_other_jobs_and_the_table(monkeypatch) -> None:
         "evaluation": evaluation.evaluation(CPU, images=1, features=32, dim=16, width=1 / 16, whole=4),
     }
     text = run.table({"benchmarks": found})
-    assert text.count("| evaluation |") == 3 and text.count("| extraction_growth |") == 2 and "(" in text
+    assert text.count("| evaluation |") == 4 and text.count("| extraction_growth |") == 2 and "(" in text
     assert all(case["ratio"] > 0 for name in found for case in found[name].values() if "growth" not in name)

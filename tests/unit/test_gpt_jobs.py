@@ -397,6 +397,7 @@ def test_what_does_not_fit_is_one_sentence(made: Path, tmp_path: Path) -> None:
         (["--code-path", tmp_path / "nowhere"], "no code store"),
         (["--gpt-model", "GPT-BB"], "GPT-BB"),
         (["--global-batch-size", "0.5"], "batch_size"),
+        (["run.parallel=fsdp", "optim.muon_lr=0.02"], "whole matrices"),
     ):
         with pytest.raises(UserError, match=message):
             trainer.run(train_config(made, tmp_path / "out", *words))
