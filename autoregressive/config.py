@@ -118,8 +118,9 @@ class DrawConfig:
     guidance: Guidance = field(default_factory=Guidance)
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = opt(0, "image i depends on the seed and i alone")
-    precision: str = opt("none", "generator: none (fp32) | bf16")
+    precision: str = opt("none", "generator: none (fp32) | bf16 | int8, fp8 (weights of eight bits, the rest bf16)")
     vq_precision: str = opt("none", "tokenizer: none (fp32) | bf16")
+    compile: bool = opt(False, "torch.compile both models; on a GPU a batch of codes becomes one CUDA graph")
     batch_size: int = opt(32, "images at once, per process")
     device: str = opt("auto", "auto | cpu | cuda")
 

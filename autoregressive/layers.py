@@ -49,12 +49,22 @@ class KVCache:
     def length(self) -> int:
         return self.keys.shape[3]
 
-    def append(self, layer: int, position: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write key and value (rows, heads, T, head_dim) at `position`; return everything written so far."""
+    @torch.compiler.disable  # compiled blocks would be compiled anew for many of the positions
+    def attend(
+        self, layer: int, position: int, query: Tensor, key: Tensor, value: Tensor, shown: Tensor | None = None
+    ) -> Tensor:
+        """Keep key and value, written at `position`, and return what the queries find in everything up to there.
+
+        query, key, value: (rows, heads, T, head_dim), as is what is returned. shown: as for `Attention.forward`; None
+        asks for T = 1 or position 0.
+        """
         rows, end = key.shape[0], position + key.shape[2]
         self.keys[layer, :rows, :, position:end] = key
         self.values[layer, :rows, :, position:end] = value
-        return self.keys[layer, :rows, :, :end], self.values[layer, :rows, :, :end]
+        keys, values = self.keys[layer, :rows, :, :end], self.values[layer, :rows, :, :end]
+        causal = shown is None and position == 0
+        found = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values, shown, is_causal=causal)
+        return found.to(query.dtype)
 
 
 class Attention(nn.Module):
@@ -83,11 +93,10 @@ class Attention(nn.Module):
         if table is not None:
             query, key = rotate(query, table), rotate(key, table)
         if cache is not None:
-            key, value = cache.append(layer, position, key, value)
-        dropout = self.dropout if self.training else 0.0
-        causal = shown is None and position == 0
-        mixed = F.scaled_dot_product_attention(query.to(key.dtype), key, value, shown, dropout, is_causal=causal)
-        mixed = mixed.to(x.dtype)
+            mixed = cache.attend(layer, position, query, key, value, shown)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(query, key, value, shown, dropout, is_causal=shown is None)
         return self.residual_dropout(self.wo(mixed.transpose(1, 2).reshape(batch, steps, width)))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from autoregressive.guidance import Guidance
 from autoregressive.layers import KVCache
 from autoregressive.models.gpt import GPT
 from autoregressive.pairing import class_names, load_generator, load_tokenizer
+from autoregressive.recorded import RecordedDraw
 from common import checkpoint, dist
 from common.batching import in_fixed_batches
 from common.data import share
 from common.dist import World
 from common.errors import UserError
+from common.frozen_linears import EIGHT_BITS, pack_linears, store_in_eight_bits
 from common.images import NpzWriter, read_image, to_pixels, write_png
-from common.packed import pack_linears
+from common.parallel import compile_units
+from common.recording import SideQueue
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
 
@@ -39,28 +43,35 @@ class ImageSampler:
     """A generator and the tokenizer that decodes for it, loaded once for any number of batches and settings."""
 
     def __init__(
-        self, generator: GPT, tokenizer: Tokenizer, precision: str = "none", vq_precision: str = "none"
+        self, generator: GPT, tokenizer: Tokenizer, precision: str = "none", vq_precision: str = "none",
+        compile: bool = False,
     ) -> None:
-        """Takes both models over: in bf16 their weights are changed in place.
+        """Takes both models over: below fp32 and compiled they are changed in place.
 
         Raises: UserError for an unknown precision.
         """
-        if precision not in ("none", "bf16"):
-            raise UserError(f"precision got {precision!r}; expected none or bf16")
-        if precision == "bf16":
+        if precision not in ("none", "bf16", *EIGHT_BITS):
+            raise UserError(f"precision got {precision!r}; expected none, bf16, {', '.join(EIGHT_BITS)}")
+        device = next(generator.parameters()).device
+        if precision != "none":
             generator = generator.to(torch.bfloat16)
-            if next(generator.parameters()).device.type == "cpu":
-                pack_linears(generator)
+        if precision in EIGHT_BITS:
+            store_in_eight_bits(generator, precision)
+        elif precision == "bf16" and device.type == "cpu":
+            pack_linears(generator)
+        if compile:
+            compile_units(generator)
         self.generator = generator
-        self.tokenizer, self._inference = tokenizer, Inference(tokenizer, vq_precision)
+        self.tokenizer, self._inference = tokenizer, Inference(tokenizer, vq_precision, compile)
         self._cache: KVCache | None = None
+        self._recorded = RecordedDraw(generator) if compile and device.type == "cuda" else None
 
     @classmethod
     def load(cls, config: DrawConfig, device: torch.device) -> ImageSampler:
         tokenizer = load_tokenizer(config.vq_ckpt, config.vq_weights, device, config.image_size, config.tok_config)
         stated = {key: value for key, value in config.generator.items() if value is not None} or None
         generator = load_generator(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model, stated)
-        return cls(generator, tokenizer, config.precision, config.vq_precision)
+        return cls(generator, tokenizer, config.precision, config.vq_precision, config.compile)
 
     @torch.inference_mode()
     def codes(
@@ -71,6 +82,8 @@ class ImageSampler:
         rows = 2 * len(labels)
         if self._cache is None or self._cache.rows < rows:
             self._cache = self.generator.new_cache(rows)
+        if self._recorded and forced is None:
+            return self._recorded(labels, image_ids, self._cache, num_tokens, guidance, sampling, seed)
         return generate(
             self.generator, labels, num_tokens, guidance=guidance, sampling=sampling, seed=seed, image_ids=image_ids,
             cache=self._cache, forced=forced, keep=keep,
@@ -118,18 +131,30 @@ def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
     dist.barrier()  # Nobody writes while others still look for what is missing.
     mine = [todo[at] for at in share(len(todo), world.rank, world.size)]
     bar = tqdm(total=len(mine), desc=folder.name, unit="image", disable=not world.is_main, dynamic_ncols=True)
-    with bar, ThreadPoolExecutor() as writers:  # PNGs of one batch are compressed while the next is drawn
+    queue = SideQueue(world.device)
+    with bar, ThreadPoolExecutor() as writers:
         written: list[Future] = []
+
+        def write(ids: list[int], images: np.ndarray) -> None:
+            """PNGs of one batch are compressed while the next is drawn."""
+            nonlocal written
+            _wait(written)
+            written = [writers.submit(write_png, paths[index], image) for index, image in zip(ids, images, strict=True)]
+            bar.update(len(ids))
+
+        drawn: tuple[list[int], Callable[[], np.ndarray]] | None = None
         for at in range(0, len(mine), config.batch_size):
             ids = mine[at : at + config.batch_size]
             codes = sampler.codes(
                 torch.from_numpy(labels[ids]).to(world.device), torch.tensor(ids, device=world.device),
                 config.guidance, config.sampling, config.seed, config.num_tokens,
             )
-            images = sampler.pixels(codes)
-            _wait(written)
-            written = [writers.submit(write_png, paths[index], image) for index, image in zip(ids, images, strict=True)]
-            bar.update(len(ids))
+            # On a GPU this batch is only queued yet: the one before is decoded beside it.
+            previous, drawn = drawn, (ids, queue.after_now(sampler.pixels, codes))
+            if previous:
+                write(previous[0], previous[1]())
+        if drawn:
+            write(drawn[0], drawn[1]())
         _wait(written)
     dist.barrier()
     packed = _packed(folder)
@@ -191,8 +216,9 @@ def _paths(folder: Path, labels: np.ndarray, config: SampleConfig, num_classes: 
 def _settings(config: SampleConfig) -> dict[str, Any]:
     """Everything that the images depend on."""
     kept = ("classes", "labels", "num_tokens", "seed", "precision", "vq_precision", "gpt_weights", "vq_weights")
+    compiled = {"compile": True} if config.compile else {}  # rounds differently
     return {
-        **{key: getattr(config, key) for key in kept},
+        **{key: getattr(config, key) for key in kept}, **compiled,
         "guidance": dataclasses.asdict(config.guidance), "sampling": dataclasses.asdict(config.sampling),
         "generator": checkpoint.fingerprint(checkpoint.resolve_folder(config.gpt_ckpt)),
         "tokenizer": checkpoint.fingerprint(checkpoint.resolve_folder(config.vq_ckpt)),

@@ -22,8 +22,9 @@ def plain_codes(model: GPT, labels: Tensor, num_tokens: int, guidance: Guidance)
     rows = torch.cat((labels, model.null(labels)))
     length = -(-(num_tokens + 1) // 8) * 8
     shape = (len(rows), model.heads, length, model.width // model.heads)
-    caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in model.layers]
-    causal = torch.tril(torch.ones(length, length, dtype=torch.bool))
+    device = labels.device
+    caches = [(torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in model.layers]
+    causal = torch.tril(torch.ones(length, length, dtype=torch.bool, device=device))
     codes: list[Tensor] = []
     for place, scale in enumerate(guidance.scales(num_tokens)):
         embedded = model.tok_embeddings(codes[-1].repeat(2)).unsqueeze(1) if codes else model.cls_embedding(rows)

@@ -30,6 +30,7 @@ __all__ = ["BENCHMARKS", "main", "table"]
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = {
     "sampling": "benchmarks.sampling:sampling",
+    "images": "benchmarks.sampling:images",
     "extraction": "benchmarks.tokenizing:extraction",
     "tokenizer_training": "benchmarks.steps:tokenizer_training",
     "gpt_training": "benchmarks.steps:gpt_training",

@@ -23,7 +23,10 @@ from common.dist import World
 from common.errors import UserError
 from common.settings import RunConfig
 
-__all__ = ["clip_gradients", "gathered", "micro_batches", "replicate", "shard", "synchronised", "units", "wrap"]
+__all__ = [
+    "clip_gradients", "compile_units", "gathered", "micro_batches", "replicate", "shard", "synchronised", "units",
+    "wrap",
+]  # fmt: skip
 
 
 def units(module: nn.Module) -> list[nn.Module]:
@@ -38,6 +41,11 @@ def units(module: nn.Module) -> list[nn.Module]:
     return found
 
 
+def compile_units(module: nn.Module) -> None:
+    for unit in units(module):
+        unit.forward = torch.compile(unit.forward)
+
+
 def wrap(module: nn.Module, config: RunConfig, world: World) -> nn.Module:
     """Move a model to its device and make it what training steps call; a weight average is copied from it before.
 
@@ -49,9 +57,9 @@ def wrap(module: nn.Module, config: RunConfig, world: World) -> nn.Module:
         raise UserError(
             f"run.parallel=none with {world.size} processes would train {world.size} models; use ddp or fsdp"
         )
+    if config.compile:
+        compile_units(module)
     for unit in units(module):
-        if config.compile:
-            unit.forward = torch.compile(unit.forward)
         if config.recompute:
             unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
     if config.parallel == "fsdp":

@@ -18,12 +18,14 @@ class Inference:
     In bf16 the quantizer stays float32, so a code differs from float32's only where two were about equally near.
     """
 
-    def __init__(self, tokenizer: Tokenizer, precision: str = "none") -> None:
-        """Raises: UserError for an unknown precision."""
+    def __init__(self, tokenizer: Tokenizer, precision: str = "none", compile: bool = False) -> None:
+        """compile: decode with compiled code. Raises: UserError for an unknown precision."""
         if precision not in ("none", "bf16"):
             raise UserError(f"precision got {precision!r}; expected none or bf16")
         self.bf16 = precision == "bf16"
         self.tokenizer = tokenizer.to(memory_format=torch.channels_last) if self.bf16 else tokenizer
+        if compile:
+            tokenizer.decode = torch.compile(tokenizer.decode)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -214,10 +214,10 @@ class _Attention(nn.Module):
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
         if cache is not None:
-            key, value = cache.append(layer, place, key, value)
-        dropout = self.dropout if self.training else 0.0
-        query = query.to(key.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=place == 0).to(x.dtype)
+            mixed = cache.attend(layer, place, query, key, value)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 

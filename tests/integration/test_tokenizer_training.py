@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -130,14 +129,11 @@ def _first_steps(rank: int, ranks: int, folder: Path, out: Path, port: int) -> N
     dist.close()
 
 
-def test_two_ranks_compute_what_one_does(folder: Path, tmp_path: Path) -> None:
+def test_two_ranks_compute_what_one_does(folder: Path, tmp_path: Path, free_port: int) -> None:
     """Losses and gradients as of the whole batch; what the discriminator's statistics, LeCam, the adaptive weight and
     the codebook's record hold is the same on every rank."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port = opened.getsockname()[1]
-    _first_steps(0, 1, folder, tmp_path / "one", port)
-    torch.multiprocessing.spawn(_first_steps, (2, folder, tmp_path / "two", port), nprocs=2)
+    _first_steps(0, 1, folder, tmp_path / "one", free_port)
+    torch.multiprocessing.spawn(_first_steps, (2, folder, tmp_path / "two", free_port), nprocs=2)
     ones, twos, others = (
         torch.load(tmp_path / name, weights_only=True) for name in ("one_0", "two_0", "two_1")
     )

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from autoregressive.models.gpt import GPT
 from benchmarks import evaluation, run, sampling, steps, tokenizing, training
+from benchmarks.plain_sampler import plain_codes
 
 CPU = torch.device("cpu")
 
@@ -15,6 +17,18 @@ def test_sampling_beside_the_plain_way() -> None:
     [found] = sampling.sampling(CPU, [("tiny", 2, 4)], repeats=2).values()
     assert found["ratio"] > 0 and found["plain"]["repeats"] == 2 and found["roofline_share"] > 0
     assert found["ours"]["items_per_s"] == 8 / found["ours"]["median_s"]
+
+
+def test_images_beside_the_plain_way(monkeypatch) -> None:
+    monkeypatch.setattr(sampling, "TOKENIZERS", run.ROOT / "configs/quickstart")
+    monkeypatch.setattr(sampling, "STAND_INS", ["data.root=none"])
+    [found] = sampling.images(CPU, ("tiny", "tokenizer", 2, 8), repeats=1).values()
+    assert found["ours"]["items_per_s"] == 2 / found["ours"]["median_s"]
+
+
+def test_the_plain_sampler_stays_on_its_device() -> None:
+    model = GPT(GPT.Config(size="tiny", codebook_size=8, num_tokens=4, num_classes=3)).eval().to("meta")
+    assert plain_codes(model, torch.tensor([0, 1], device="meta"), 4, sampling.GUIDANCE).shape == (2, 4)
 
 
 def test_the_other_jobs_and_the_table(monkeypatch) -> None:

@@ -13,7 +13,7 @@ from autoregressive.guidance import Guidance, guide
 from autoregressive.models.gpt import GPT
 from common.config import build, resolve
 from common.errors import UserError
-from common.packed import pack_linears
+from common.frozen_linears import pack_linears
 from tests.unit.test_generators import captions, randomise
 from tokenizer.config import TokenizerConfig
 from tokenizer.inference import Inference

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,13 +38,6 @@ STILL = [f"model.{kind}_dropout=0" for kind in ("token", "residual", "ffn")]
 
 def parse(schema: type, aliases: dict[str, Any], *words: object) -> Any:
     return config.parse(schema, [str(word) for word in words], aliases=aliases)
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +355,21 @@ def test_two_ranks_sample_the_same_images(made: Path, tmp_path: Path, free_port:
 def _sample(rank: int, ranks: int, root: Path, out: Path, port: int) -> None:
     _join(rank, ranks, port)
     sampler.run(sample_config(root, out, "--per-proc-batch-size", 2))
+
+
+@pytest.mark.slow
+def test_compiled_models_sample_the_same_images(made: Path, tmp_path: Path) -> None:
+    """With the real compiler, which takes a minute: python -m pytest -m slow tests/unit/test_gpt_jobs.py"""
+    plain = read_npz(sampler.run(sample_config(made, tmp_path / "plain")))
+    compiled = read_npz(sampler.run(sample_config(made, tmp_path / "compiled", "--compile")))
+    assert abs(compiled.astype(int) - plain).max() <= 1
+    with pytest.raises(UserError, match="compile"):
+        sampler.run(sample_config(made, tmp_path / "plain", "--compile"))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_weights_of_eight_bits_sample(made: Path, tmp_path: Path, precision: str) -> None:
+    assert read_npz(sampler.run(sample_config(made, tmp_path, "--precision", precision))).shape == (7, 32, 32, 3)
 
 
 def test_chosen_classes_get_a_folder_each(made: Path, tmp_path: Path) -> None:

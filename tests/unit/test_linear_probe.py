@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +66,10 @@ def _rank(rank: int, ranks: int, made: Path, out: Path, port: int) -> None:
     dist.close()
 
 
-def test_one_hot_labels_are_told_apart_on_one_and_two_ranks_alike(made: Path, tmp_path: Path) -> None:
+def test_one_hot_labels_are_told_apart_on_one_and_two_ranks_alike(made: Path, tmp_path: Path, free_port: int) -> None:
     """Seven held-out images on two ranks: a sum divided twice, or by padded counts, would not give 7 of 7."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port = opened.getsockname()[1]
-    _rank(0, 1, made, tmp_path / "one", port)
-    torch.multiprocessing.spawn(_rank, (2, made, tmp_path / "two", port), nprocs=2)
+    _rank(0, 1, made, tmp_path / "one", free_port)
+    torch.multiprocessing.spawn(_rank, (2, made, tmp_path / "two", free_port), nprocs=2)
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert [(found["accuracy"], found["correct"], found["images"]) for found in (one, two)] == [(1.0, 7, 7)] * 2
     weights = [checkpoint.read_weights(checkpoint.newest(tmp_path / name), "model") for name in ("one", "two")]

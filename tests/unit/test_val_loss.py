@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +66,9 @@ def _rank(rank: int, made: Path, out: Path, port: int) -> None:
     measure(made, "--out", out)
 
 
-def test_two_ranks_measure_what_one_does(made: Path, tmp_path: Path) -> None:
+def test_two_ranks_measure_what_one_does(made: Path, tmp_path: Path, free_port: int) -> None:
     """Seven images: the ranks' shares are three and four, so a mean of means would differ."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port = opened.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (made, tmp_path / "two.json", port), nprocs=2)
+    torch.multiprocessing.spawn(_rank, (made, tmp_path / "two.json", free_port), nprocs=2)
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["loss"] == pytest.approx(expected(made).mean().item(), rel=1e-5)
 

@@ -1,0 +1,61 @@
+"""GPU work that is recorded once and then launched as a whole, and a second queue for work beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Recording", "SideQueue"]
+
+
+class Recording:
+    """function(*inputs), its kernels recorded as one CUDA graph: launching them one by one would take far longer.
+
+    The function must return one tensor, must not wait for the GPU, and may let only the shapes of its inputs decide
+    what it does. Every other tensor that it reads is read where it lay when it was recorded.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *inputs: Tensor) -> None:
+        """inputs: on the GPU; later calls must bring the same shapes."""
+        self._function = function  # keeps what the graph reads where it is
+        self._inputs = [each.clone() for each in inputs]
+        self._graph = torch.cuda.CUDAGraph()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what is made on first use, compiled kernels say, must not be made in a graph
+            function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(self._graph):
+            self._output = function(*self._inputs)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """A tensor of its own, which the next call leaves as it is; nothing is waited for."""
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return self._output.clone()
+
+
+class SideQueue:
+    """Work on a GPU beside what is queued after it was asked for. On CPUs it is done when its result is wanted."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def after_now(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Callable[[], Tensor]:
+        """A call that gives function(value), where `value` is ready once all that is queued by now is done."""
+        if self._stream is None:
+            return lambda: function(value)
+        ready = torch.cuda.current_stream(value.device).record_event()
+
+        def result() -> Tensor:
+            self._stream.wait_event(ready)
+            with torch.cuda.stream(self._stream):
+                value.record_stream(self._stream)
+                made = function(value)
+            self._stream.synchronize()
+            return made
+
+        return result
