@@ -115,7 +115,8 @@ def collect(stages: Stages) -> dict[str, Any]:
         },
         "record": {
             "tokenizer": asked["tokenizer"], "generator": stages.generation["question"]["generator"],
-            "guidance": stages.generation["question"]["guidance"], **stages.reconstruction["environment"],
+            "guidance": stages.generation["question"]["guidance"],
+            "sampling": stages.generation["question"]["sampling"], **stages.reconstruction["environment"],
         },
     }
 

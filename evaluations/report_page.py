@@ -137,12 +137,13 @@ def _samples(metrics: dict[str, Any], stages: Stages, per_class: int) -> str:
         alt = f"sample of {escape(name)}"
         cells = "".join(f'<td><img alt="{alt}" src="{figures.uri(image)}"></td>' for image in images)
         rows.append(f'<tr><th class="name">{escape(name)}</th>{cells}</tr>')
-    guidance = metrics["record"]["guidance"]
+    guidance, sampling = metrics["record"]["guidance"], metrics["record"]["sampling"]
     caption = (
         f"The first {per_class} samples of every class (the class is the photograph), not chosen. Guidance scale "
-        f"{guidance['scale']:g}, schedule {escape(guidance['schedule'])}. A linear classifier on features of a network "
-        f"that took no part in training names {metrics['generation']['class_accuracy']:.1%} of all "
-        f"{metrics['images']['generation']} samples as the class they were asked for."
+        f"{guidance['scale']:g}, schedule {escape(guidance['schedule'])}, temperature {sampling['temperature']:g}. A "
+        "linear classifier on features of a network that took no part in training names "
+        f"{metrics['generation']['class_accuracy']:.1%} of all {metrics['images']['generation']} samples as the class "
+        "they were asked for."
     )
     body = f'<div class="scroll"><table class="pictures samples">{"".join(rows)}</table></div>'
     return _section("Samples", "", f"{body}<figcaption>{caption}</figcaption>")
@@ -215,7 +216,8 @@ def _glossary(metrics: dict[str, Any], stages: Stages) -> str:
          "lpips_vgg is it the published LPIPS. A tokenizer trained with this very network in its loss has an edge."),
         ("fd", f"{distance}: Fréchet distance between Gaussians fitted to the features of two sets of images, as FID, "
          "but with another network: <b>it is not FID and does not compare with published FIDs</b>. Reconstructions: "
-         "against the originals; samples: against training images. It falls as the number of images grows."),
+         "against the originals; samples: against training images. It falls as the number of images grows. A "
+         "tokenizer trained with such a distance in its loss, if on another network's features, has an edge."),
         ("fd_mean_colour", "The same distance if every sample were only the mean colour of its class: the scale to "
          "read fd by."),
         ("class_accuracy", "Share of samples that a linear classifier on the features puts into the class asked for."),

@@ -177,7 +177,9 @@ class TokenizerTrainee:
         losses: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             target = loss.target(images)
-            losses[name] = sum(loss(recon, target) for recon in recons)
+            for view, recon in zip(done.views, recons, strict=True):
+                for term, value in loss.terms(recon, target, _from_all(view, self.tokenizer.num_tokens)).items():
+                    losses[name + term] = losses.get(name + term, 0) + value
         reconstruction = sum(losses.values())
         if "quantizer" not in self.config.freeze:
             losses |= done.quantized.losses
@@ -259,6 +261,7 @@ class TokenizerTrainee:
             state["ema_updates"] = self.ema.updates
         if self.adversary:
             state["adversary"] = self.adversary.state()
+        state["losses"] = {name: loss.state() for name, loss in self.losses.items()}
         return state
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
@@ -271,6 +274,8 @@ class TokenizerTrainee:
         if self.adversary:
             checkpoint.load_into(self.adversary.module, weights("discriminator"), "discriminator")
             self.adversary.load(state["adversary"])
+        for name, gathered in state.get("losses", {}).items():
+            self.losses[name].load(gathered)
         if self.frozen_codes:
             self.frozen_codes.fingerprint = state["codes_fingerprint"]
             self._check_codes()
@@ -300,6 +305,10 @@ class TokenizerTrainee:
         self.training_pass.train()
         totals = dist.mean({str(k): v * self.world.size / len(data) for k, v in sums.items()})
         return {f"val/psnr_{length or tokenizer.num_tokens}": totals[str(length)] for length in lengths}
+
+
+def _from_all(view: View, num_tokens: int) -> bool:
+    return view.num_tokens is None or (isinstance(view.num_tokens, int) and view.num_tokens >= num_tokens)
 
 
 def _at_most(num_tokens: int | Tensor, most: int) -> int | Tensor:

@@ -48,7 +48,7 @@ def results(tmp_path: Path) -> Path:
     write(root / "generation" / "results.json", {
         "question": {"reference_path": str(tmp_path / "photos"), "frechet": "fd_some_net", "num_images": 10,
                      "num_reference_images": None, "generator": hashed("bbbb"),
-                     "guidance": {"scale": 1.5, "schedule": "step"}},
+                     "guidance": {"scale": 1.5, "schedule": "step"}, "sampling": {"temperature": 0.9}},
         "flags": [], "samples": str(samples.with_suffix(".npz")),
         "metrics": {"fd_some_net": 50.0, "fd_mean_colour": 200.0, "class_accuracy": 0.9, "probe_accuracy": 0.97,
                     "inception_score_some_net": 5.0, "precision_some_net": 0.5, "recall_some_net": 0.4},

@@ -42,6 +42,17 @@ class ReconstructionLoss(nn.Module):
     def forward(self, recon: Tensor, target: Any) -> Tensor:
         return self.weight * self.distance(recon, target)
 
+    def terms(self, recon: Tensor, target: Any, whole: bool) -> dict[str, Tensor]:
+        """Weighted scalars by what to add to the loss's name; whole: `recon` was decoded from all of its tokens."""
+        return {"": self(recon, target)}
+
+    def state(self) -> dict[str, Any]:
+        """What it has gathered in training so far."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass
+
 
 class L1(ReconstructionLoss):
     def distance(self, recon: Tensor, target: Tensor) -> Tensor:
