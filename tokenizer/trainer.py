@@ -112,6 +112,12 @@ class TokenizerTrainee:
                 "quantizer.refresh_every moves codes in the forward pass, where fsdp has copies that it throws away; "
                 "use run.parallel=ddp or quantizer.refresh_every=0"
             )
+        nested = config.regularizers.get("nested_dropout") or {}
+        if nested.get("per_sample") and any(each.get("frechet") for each in config.losses.values()):
+            raise UserError(
+                "the losses' frechet compares reconstructions from all tokens, of which "
+                "nested_dropout.per_sample=true leaves no batch; set one of them to null or false"
+            )
         self.tokenizer = Tokenizer(config.model)
         if config.init:
             load_weights(self.tokenizer, config.init, "ema")

@@ -12,6 +12,7 @@ import torch
 
 from common import dist
 from common.dist import World
+from common.errors import UserError
 from tests.integration.test_tokenizer_training import folder, settings  # noqa: F401  (a fixture)
 from tokenizer.losses.frechet import FrechetPull
 from tokenizer.trainer import TokenizerTrainee
@@ -145,3 +146,9 @@ def test_a_trainer_shows_it_whole_reconstructions_and_keeps_its_state(
     for step in range(4, 8):
         one, two = first.step(batch(step), step), second.step(batch(step), step)
         assert one["train/loss"] == two["train/loss"]
+
+
+def test_lengths_of_their_own_leave_it_nothing(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    words = ("losses.perceptual.frechet=0.1", "regularizers.nested_dropout={min_tokens: 2, per_sample: true}")
+    with pytest.raises(UserError, match="per_sample"):
+        TokenizerTrainee(settings(folder, tmp_path, *words), CPU)

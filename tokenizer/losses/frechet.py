@@ -81,4 +81,5 @@ class FrechetPull(nn.Module):
         with torch.autocast(fake.device.type, enabled=False):
             fake = fake.float()
             place = self.real_mean + (fake.detach() - self.fake_mean) @ self.transport
-            return (fake - place).square().sum(dim=1).mean() / self._covariance("real").trace()
+            variance = self.real_square.trace() - self.real_mean.square().sum()
+            return (fake - place).square().sum(dim=1).mean() / variance
