@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = ["Recording", "SideQueue"]
+
+Made = TypeVar("Made")
 
 
 class Recording:
@@ -44,13 +47,13 @@ class SideQueue:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def after_now(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Callable[[], Tensor]:
+    def after_now(self, function: Callable[[Tensor], Made], value: Tensor) -> Callable[[], Made]:
         """A call that gives function(value), where `value` is ready once all that is queued by now is done."""
         if self._stream is None:
             return lambda: function(value)
         ready = torch.cuda.current_stream(value.device).record_event()
 
-        def result() -> Tensor:
+        def result() -> Made:
             self._stream.wait_event(ready)
             with torch.cuda.stream(self._stream):
                 value.record_stream(self._stream)
