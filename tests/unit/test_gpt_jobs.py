@@ -412,7 +412,7 @@ def test_what_does_not_fit_is_one_sentence(made: Path, tmp_path: Path) -> None:
         (["--class-idx", "3"], "classes 0 to 2"), (["--num-token", 17], "at most 16"), (["--image-size", 256], "32"),
         (["--gpt-model", "GPT-B"], "tiny"), (["--cfg-schedule", "stop"], "step"),
         (["--gpt-ckpt", tmp_path], "no checkpoint"), (["gpt_weights=ema"], "no weights 'ema'"),
-        (["--precision", "fp8"], "bf16"), (["labels=odd"], "uniform"), (["--cfg-scale", 0.5], "scale is 0.5"),
+        (["--precision", "int4"], "bf16"), (["labels=odd"], "uniform"), (["--cfg-scale", 0.5], "scale is 0.5"),
     ):
         with pytest.raises(UserError, match=message):
             sampler.run(sample_config(made, tmp_path / "samples", *words))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common import dist
+from common.loop import autocast
 
 __all__ = ["FrechetPull"]
 
@@ -46,7 +47,7 @@ class FrechetPull(nn.Module):
         real, fake = (torch.cat(dist.all_gather(each.detach().float())) for each in (real, fake))
         self.seen += len(real)
         share = len(real) / min(self.seen, self.WINDOW)
-        with torch.autocast(real.device.type, enabled=False):
+        with autocast("none", real.device):
             for name, found in (("real", real), ("fake", fake)):
                 getattr(self, f"{name}_mean").lerp_(found.mean(dim=0), share)
                 getattr(self, f"{name}_square").lerp_(found.T @ found / len(found), share)
@@ -78,7 +79,7 @@ class FrechetPull(nn.Module):
         """Mean squared way of the features (B, features) to their places, in units of the images' total variance."""
         if self.age == 0:
             return fake.new_zeros(())
-        with torch.autocast(fake.device.type, enabled=False):
+        with autocast("none", fake.device):
             fake = fake.float()
             place = self.real_mean + (fake.detach() - self.fake_mean) @ self.transport
             variance = self.real_square.trace() - self.real_mean.square().sum()
