@@ -42,6 +42,7 @@ def units(module: nn.Module) -> list[nn.Module]:
 
 
 def compile_units(module: nn.Module) -> None:
+    """torch.compile the units in place; units of one class share what is compiled."""
     for unit in units(module):
         unit.forward = torch.compile(unit.forward)
 

@@ -93,7 +93,7 @@ def _head(title: str, metrics: dict[str, Any]) -> str:
     made, minutes = metrics["generation"], sum(metrics["seconds"].values()) / 60
     tiles = [
         (f"{metrics['reconstruction'][most]['psnr']:.2f} dB", f"PSNR of held-out images at {most} tokens"),
-        (f"{metrics['codebook_usage']:.0%}", "of the codebook in use"),
+        (f"{metrics['codebook_usage']:.1%}", "of the codebook in use"),
         (f"{made['class_accuracy']:.0%}", "of samples recognised as the class asked for"),
         (f"{made['fd']:.0f}", f"feature distance of the samples (mean colours: {made['fd_mean_colour']:.0f})"),
         (f"{minutes:.1f} min", "for all stages"),
