@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.config import opt
 from common.errors import UserError
+from common.layers import attend
 
 SIZES = {  # name: (width, layers, heads)
     "tiny": (256, 4, 4),
@@ -64,19 +65,6 @@ class Attention(nn.Module):
         q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in projections)
         mixed = attend(q, k, v, None if hidden is None else ~hidden[:, None, None, :])
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, shown: Tensor | None = None) -> Tensor:
-    """Softmax attention; q (B,h,L,d), k and v (B,h,S,d), shown bool broadcastable to (B,h,L,S) -> (B,h,L,d).
-
-    The fused kernel's backward in half precision is several times slower on CPUs than two matrix products.
-    """
-    if q.device.type != "cpu" or q.dtype == torch.float32:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=shown)
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    if shown is not None:
-        scores = scores.masked_fill(~shown, float("-inf"))
-    return scores.softmax(-1).to(v.dtype) @ v
 
 
 class ViTLayer(nn.Module):

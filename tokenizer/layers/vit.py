@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
-from common.layers import DropPath
-from tokenizer.layers.transformer import attend
+from common.layers import DropPath, attend
 
 
 @dataclass
