@@ -143,7 +143,7 @@ class PairsConfig(DrawConfig):
     out: str = opt(MISSING, "the pair set to write (a folder)")
     data_path: str = opt(MISSING, "real images: <data_path>/<class>/*.png, of the generator's classes")
     num_samples: int | None = opt(None, "images drawn from the folder; null or negative = all")
-    sigma: float = opt(0.7, "share of an image's own codes that is kept, in (0, 1]; 1 = reconstruction")
+    sigma: float = opt(0.7, "share of an image's own codes that is kept: 1 = reconstruction, 0 = free sample")
     keep: str = opt("bernoulli", "which ones: bernoulli (each alike) | prefix | schedule (the first likelier)")
     shard: int = opt(1024, "samples between two files an interrupted job resumes from")
     workers: int = opt(0, "loader processes per rank; 0 = in this process")

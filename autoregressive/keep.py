@@ -1,6 +1,6 @@
 """Which codes of a real image survive while a generator rewrites the others.
 
-sigma is the share that survives: 1 leaves the reconstruction, 0 would be a free sample. Source: RobusTok's
+sigma is the share that survives: 1 leaves the reconstruction, 0 a free sample. Source: RobusTok's
 preservation ratio (arXiv 2509.12474), spec robustok 4.1; prefix and schedule: spec 7.3, for ordered tokens, where one
 early code moves the whole image.
 """
@@ -40,12 +40,12 @@ POLICIES: dict[str, Callable[[float, int], np.ndarray]] = {
 def draw_keep(policy: str, sigma: float, num_tokens: int, seed: int, ids: np.ndarray) -> np.ndarray:
     """bool (n, num_tokens) for images `ids` (n,) int64; a row depends on the seed and its id alone.
 
-    Raises: UserError for an unknown policy or a sigma outside (0, 1].
+    Raises: UserError for an unknown policy or a sigma outside [0, 1].
     """
     if policy not in POLICIES:
         raise UserError(f"--keep got {policy!r}; known: {', '.join(POLICIES)}")
-    if not 0 < sigma <= 1:
-        raise UserError(f"--sigma is {sigma}; expected a share of kept codes in (0, 1]")
+    if not 0 <= sigma <= 1:
+        raise UserError(f"--sigma is {sigma}; expected a share of kept codes in [0, 1]")
     probabilities = POLICIES[policy](sigma, num_tokens)
     rows = [np.random.Generator(np.random.Philox(key=[seed, int(i) % 2**64])).random(num_tokens) for i in ids]
     return np.stack(rows) < probabilities

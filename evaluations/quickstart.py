@@ -32,7 +32,7 @@ class QuickstartConfig:
     out: str = opt("results/quickstart", "folder of all results")
     data: str = opt("data/photos", "folder of the image crops; made if it is not there")
     num_tokens: list[int] = opt([8, 16, 32, 64], "token counts that are measured and shown")
-    num_samples: int = opt(2600, "images sampled, classes taking turns")
+    num_samples: int = opt(5200, "images sampled, classes taking turns")
     cfg_scale: float = opt(3.0, "guidance scale of the samples")
     temperature: float = opt(0.65, "sampling temperature of the samples")
     cfg_schedule: str = opt("constant", "guidance schedule of the samples")
@@ -42,19 +42,20 @@ class QuickstartConfig:
 def stages(options: QuickstartConfig) -> dict[str, list[str]]:
     """Stage -> the words after `python -m`, in the order they run."""
     out, train, val = Path(options.out), f"{options.data}/train", f"{options.data}/val"
-    tokenizer, gpt, codes = str(out / "tokenizer"), str(out / "gpt"), str(out / "codes")
+    tokenizer, codes, gpt, pairs, decoder = (
+        str(out / name) for name in ("tokenizer", "codes", "gpt", "pairs", "decoder")
+    )
     features = ["--frechet", "fd_efficientnet_lite2"]
     lengths = f"[{','.join(map(str, options.num_tokens))}]"
+    drawing = [
+        "--cfg-scale", str(options.cfg_scale), "--cfg-schedule", options.cfg_schedule,
+        "--temperature", str(options.temperature), "--precision", "bf16", "--batch-size", "130",
+    ]  # fmt: skip
     return {
         "photos": ["common.photos", "--out", options.data],
         "tokenizer": [
             "tokenizer.train", "--config", str(CONFIGS / "tokenizer.yaml"), f"data.root={train}", f"val_root={val}",
             f"run.out={tokenizer}",
-        ],
-        "reconstruction": [
-            "evaluations.reconstruction", "--vq-ckpt", tokenizer, "--data-path", val, "--num-tokens", lengths,
-            "--perceptual", "perceptual_efficientnet_lite0", *features, "--num-previews", "13",
-            "--sample-dir", str(out / "reconstruction"),
         ],
         "baselines": [
             "evaluations.baselines", "--train-path", train, "--data-path", val, "--out", str(out / "baselines.json"),
@@ -65,9 +66,21 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
         "gpt": [
             "autoregressive.train", "--config", str(CONFIGS / "gpt.yaml"), f"data.codes={codes}", f"run.out={gpt}",
         ],
+        "pairs": [
+            "autoregressive.make_pairs", "--gpt-ckpt", gpt, "--vq-ckpt", tokenizer, "--data-path", train,
+            "--sigma", "0", *drawing, "--out", pairs,
+        ],
+        "decoder": [
+            "tokenizer.train", "--config", str(CONFIGS / "decoder.yaml"), "--vq-ckpt", tokenizer, f"data.root={train}",
+            f"data.pairs={pairs}", f"val_root={val}", f"run.out={decoder}",
+        ],
+        "reconstruction": [
+            "evaluations.reconstruction", "--vq-ckpt", decoder, "--data-path", val, "--num-tokens", lengths,
+            "--perceptual", "perceptual_efficientnet_lite0", *features, "--num-previews", "13",
+            "--sample-dir", str(out / "reconstruction"),
+        ],
         "generation": [
-            "evaluations.generation", "--gpt-ckpt", gpt, "--vq-ckpt", tokenizer, "--cfg-scale", str(options.cfg_scale),
-            "--cfg-schedule", options.cfg_schedule, "--temperature", str(options.temperature),
+            "evaluations.generation", "--gpt-ckpt", gpt, "--vq-ckpt", decoder, *drawing,
             "--num-fid-samples", str(options.num_samples),
             "--reference-path", train, "--held-out-path", val,
             "--num-reference-images", str(options.num_reference_images), *features,

@@ -2,8 +2,9 @@
 
     python -m evaluations.report --results results/quickstart
 
-reads, below --results: tokenizer/metrics.jsonl, gpt/metrics.jsonl, reconstruction/results.json with its previews,
-generation/results.json with its samples, baselines.json, and stages.json: {"seconds": {stage: s}, "peak_rss_gb": x}.
+reads, below --results: metrics.jsonl of tokenizer/, gpt/ and decoder/, reconstruction/results.json with its previews,
+generation/results.json with its samples, baselines.json, and
+stages.json: {"seconds": {stage: s}, "peak_rss_gb": x}.
 """
 
 from __future__ import annotations

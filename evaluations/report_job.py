@@ -47,6 +47,7 @@ class Stages:
         self.stages = _json(root / "stages.json")
         self.tokenizer_log = _lines(root / "tokenizer" / "metrics.jsonl")
         self.generator_log = _lines(root / "gpt" / "metrics.jsonl")
+        self.decoder_log = _lines(root / "decoder" / "metrics.jsonl")
 
     @property
     def lengths(self) -> list[int]:

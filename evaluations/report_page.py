@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["render"]
 
 CURVES = (
-    "Left: the parts of the tokenizer's loss on a logarithmic scale (parts that turn negative are left out). Right: "
+    "Left: the parts of the tokenizer's loss on a logarithmic scale (parts that turn negative are left out). Middle: "
     "the generator's loss on codes of training images; one that knows nothing starts at the logarithm of the codebook "
-    "size."
+    "size. Right: the same parts while the decoder alone was trained on what the generator writes."
 )
 
 STYLE = """
@@ -70,7 +70,7 @@ def render(title: str, metrics: dict[str, Any], stages: Stages, samples_per_clas
         _codes(metrics, stages),
         _section(
             "Training", "What was minimised, averaged between two logged lines.",
-            _figure(figures.curves(stages.tokenizer_log, stages.generator_log), CURVES),
+            _figure(figures.curves(stages.tokenizer_log, stages.generator_log, stages.decoder_log), CURVES),
         ),
         _targets(metrics),
         _numbers(metrics),

@@ -59,8 +59,10 @@ class TrainingPass(nn.Module):
             getattr(self.tokenizer, name).eval()
         return self
 
-    def forward(self, images: Tensor, plan: Plan, codes: Tensor | None = None) -> Pass:
-        """codes (B,L): decode these instead of the images' own, as post-training does."""
+    def forward(
+        self, images: Tensor, plan: Plan, codes: Tensor | None = None, unpaired: Tensor | None = None
+    ) -> Pass:
+        """codes (B,L): decode these instead of the images' own, as post-training does; unpaired (B,L): these, too."""
         tokenizer, spatial = self.tokenizer, None
         if codes is None:
             latents, spatial = tokenizer.latents(images)
@@ -84,6 +86,8 @@ class TrainingPass(nn.Module):
             done.extra["semantic"] = tokenizer.decoder.transformer.distill_mlp(views[0].features.inner)
         if plan.shortcut:
             views.append(View(tokenizer.decoder.cnn(spatial)))
+        if unpaired is not None:
+            done.unpaired = tokenizer.decode_vectors(tokenizer.vectors(unpaired))
         return done
 
 
@@ -174,18 +178,20 @@ class TokenizerTrainee:
             plan.num_tokens = plan.num_tokens.to(self.world.device)
         return plan
 
-    def generator_losses(
-        self, images: Tensor, plan: Plan, codes: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], Pass]:
-        """Weighted losses of the tokenizer by name, and the pass they come from."""
-        done: Pass = self.wrapped(images, plan, codes)
+    def generator_losses(self, images: Tensor, plan: Plan, **codes: Tensor) -> tuple[dict[str, Tensor], Pass]:
+        """Weighted losses by name, and the pass they come from; codes: as `TrainingPass` takes them."""
+        done: Pass = self.wrapped(images, plan, **codes)
         recons = [view.images.float() for view in done.views]
         losses: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             target = loss.target(images)
             for view, recon in zip(done.views, recons, strict=True):
-                for term, value in loss.terms(recon, target, _from_all(view, self.tokenizer.num_tokens)).items():
+                whole = done.unpaired is None and _from_all(view, self.tokenizer.num_tokens)
+                for term, value in loss.terms(recon, target, whole).items():
                     losses[name + term] = losses.get(name + term, 0) + value
+            if done.unpaired:
+                for term, value in loss.unpaired_terms(done.unpaired.images.float(), target).items():
+                    losses[name + term] = value
         reconstruction = sum(losses.values())
         if "quantizer" not in self.config.freeze:
             losses |= done.quantized.losses
@@ -234,10 +240,13 @@ class TokenizerTrainee:
     ) -> tuple[dict[str, Tensor], Pass]:
         """Losses of a micro-batch by name, their sum as "loss", and the pass they come from."""
         plan = self.plan(len(images), step, number)
-        if codes is not None and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
+        given = {}
+        if codes is not None:
+            given = {"unpaired" if self.config.data.unpaired else "codes": codes}
+        if "codes" in given and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
             plan.num_tokens = _at_most(plan.num_tokens, codes.shape[1])
         with loop.autocast(self.config.run.precision, self.world.device):
-            losses, done = self.generator_losses(images, plan, codes)
+            losses, done = self.generator_losses(images, plan, **given)
         return losses | {"loss": sum(value for name, value in losses.items() if "@" not in name)}, done
 
     def network(self) -> nn.Module:
@@ -342,6 +351,8 @@ def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) ->
     for name, regularizer in config.regularizers.items():
         if lookup("tokenizer.regularizers:REGULARIZERS", regularizer["name"]).needs_latents:
             raise UserError(f"regularizers.{name} acts on latents, and pairs have only codes; set it to null")
+    if config.data.unpaired and not any(loss.get("frechet") for loss in config.losses.values()):
+        raise UserError("data.unpaired=true is for the losses' frechet, and none has it; set losses.perceptual.frechet")
     if pairs.meta["codes_of"] != codes_fingerprint(tokenizer):
         raise UserError(
             f"the pairs {str(pairs.path)!r} are codes of another tokenizer (from {pairs.meta.get('vq_ckpt')}); "
@@ -356,6 +367,8 @@ def run(config: TrainConfig) -> None:
         trainee = TokenizerTrainee(config, world)
         trainee.hold_codes()
         given = config.data
+        if given.unpaired and not given.pairs:
+            raise UserError("data.unpaired=true says how to train on pairs, and there are none; set data.pairs")
         data = PairFolder(given.pairs, given.root) if given.pairs else training_images(config)
         if given.pairs:
             check_pairs(config, data, trainee.tokenizer)

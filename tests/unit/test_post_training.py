@@ -28,6 +28,7 @@ from common import checkpoint, config
 from common.config import build
 from common.errors import UserError
 from common.pairs import PairFolder, PairWriter
+from evaluations.metrics.embedded import EfficientNetLite
 from tokenizer import trainer
 from tokenizer.config import TokenizerConfig, TrainConfig
 from tokenizer.fingerprint import codes_fingerprint
@@ -218,12 +219,13 @@ def test_the_share_of_kept_codes_is_sigma(policy: str) -> None:
     else:
         assert keep[:, :50].mean() > 0.9 > 0.6 > keep[:, -50:].mean()
     assert draw_keep(policy, 1.0, 256, 0, np.arange(3)).all()
+    assert not draw_keep(policy, 0.0, 256, 0, np.arange(3)).any()
     assert np.array_equal(draw_keep(policy, 0.7, 256, 0, np.arange(5, 9)), keep[5:9])
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("--sigma", 0), "--sigma is 0"), (("--keep", "suffix"), "known: bernoulli"), (("--num-samples", 41), "40 images"),
-    (("--cfg-schedule", "fast"), "guidance schedule"),
+    (("--sigma", -0.1), "--sigma is -0.1"), (("--keep", "suffix"), "known: bernoulli"),
+    (("--num-samples", 41), "40 images"), (("--cfg-schedule", "fast"), "guidance schedule"),
 ])  # fmt: skip
 def test_mistakes_are_named_before_anything_is_written(
     made: Path, tmp_path: Path, words: tuple[object, ...], message: str
@@ -258,6 +260,36 @@ def test_the_loss_compares_the_decoded_pair_with_the_real_image(made: Path, tmp_
     lines = [json.loads(line) for line in (tmp_path / "post/metrics.jsonl").read_text().splitlines()]
     assert lines[0]["train/loss_recon"] == pytest.approx(float((decoded - real).square().mean()), rel=1e-4)
     assert not [key for key in lines[0] if key.startswith(("train/loss_vq", "train/loss_commit"))]
+
+
+def test_unpaired_codes_are_for_the_distribution_alone(made: Path, tmp_path: Path) -> None:
+    data = pairs(made, tmp_path / "pairs", "--sigma", 0)
+    perceptual = "losses.perceptual={name: efficientnet_lite0, weight: 0.5, strides: [8], size: 32, frechet: 0.1}"
+    words = (perceptual, "data.unpaired=true", "--lr", 0, "--global-batch-size", 40, "--log-every", 1)
+    found = train(made, tmp_path / "post", tmp_path / "pairs", *words)
+    model, batch = tokenizers.load(made / "vq"), [data[index] for index in range(40)]
+    real = torch.from_numpy(np.stack([item["pixels"] for item in batch])).permute(0, 3, 1, 2) / 127.5 - 1
+    lines = [json.loads(line) for line in (tmp_path / "post/metrics.jsonl").read_text().splitlines()]
+    error = (model.decode(model.encode(real)) - real).square().mean()
+    assert lines[0]["train/loss_recon"] == pytest.approx(float(error), rel=1e-4)
+    assert "train/loss_perceptual_frechet" in lines[0]
+    gathered = checkpoint.read_state(found)["losses"]["perceptual"]
+    network = EfficientNetLite("lite0", 32)
+    drawn = model.decode(torch.from_numpy(np.stack([item["codes"] for item in batch])))
+    for name, images in (("real", real), ("fake", drawn)):
+        expected = network.pooled(images).mean(dim=0)
+        torch.testing.assert_close(gathered[f"{name}_mean"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_unpaired_codes_without_a_use_are_refused(made: Path, tmp_path: Path) -> None:
+    pairs(made, tmp_path / "pairs", "--sigma", 0, "--num-samples", 8)
+    for words, message in (
+        (("data.unpaired=true",), "none has it"),
+        (("data.unpaired=true", "data.pairs=null"), "there are none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(made, tmp_path / "never", tmp_path / "pairs", *words)
+    assert not (tmp_path / "never").exists()
 
 
 def test_pairs_of_another_tokenizer_and_open_encoders_are_refused(made: Path, tmp_path: Path) -> None:

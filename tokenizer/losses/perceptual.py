@@ -118,8 +118,14 @@ class EfficientNetPerceptual(ReconstructionLoss):
         if self.pull is None or not whole:
             return super().terms(recon, target, whole)
         features, pooled = self._features(recon, pooled=True)
+        return {"": self.weight * self._distance(features, target[0]), **self._pulled(pooled, target)}
+
+    def unpaired_terms(self, images: Tensor, target: tuple[list[Tensor], Tensor | None]) -> dict[str, Tensor]:
+        return self._pulled(self.net.pooled(images).float(), target) if self.pull else {}
+
+    def _pulled(self, pooled: Tensor, target: tuple[list[Tensor], Tensor | None]) -> dict[str, Tensor]:
         self.pull.watch(target[1], pooled)
-        return {"": self.weight * self._distance(features, target[0]), "_frechet": self.frechet * self.pull(pooled)}
+        return {"_frechet": self.frechet * self.pull(pooled)}
 
     def state(self) -> dict[str, Any]:
         return self.pull.state_dict() if self.pull else {}

@@ -43,8 +43,15 @@ class ReconstructionLoss(nn.Module):
         return self.weight * self.distance(recon, target)
 
     def terms(self, recon: Tensor, target: Any, whole: bool) -> dict[str, Tensor]:
-        """Weighted scalars by what to add to the loss's name; whole: `recon` was decoded from all of its tokens."""
+        """Weighted scalars by what to add to the loss's name.
+
+        whole: `recon` was decoded from all of its tokens, and stands for what the tokenizer is to decode.
+        """
         return {"": self(recon, target)}
+
+    def unpaired_terms(self, images: Tensor, target: Any) -> dict[str, Tensor]:
+        """As `terms`, for `images` that are to look like the targets', each like none of them in particular."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What it has gathered in training so far."""
