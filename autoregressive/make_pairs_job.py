@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from autoregressive.config import PairsConfig
@@ -83,10 +84,13 @@ def _draw(
     rows, at = [], 0
     for batch in batches(folder, indices, config.batch_size, config.workers):
         mine = slice(at, at := at + len(batch["label"]))
-        forced = sampler.tokenizer.encode(from_pixels(batch["pixels"].to(device)))[:, :length]
+        kept: dict[str, Tensor] = {}
+        if config.sigma:
+            kept["forced"] = sampler.tokenizer.encode(from_pixels(batch["pixels"].to(device)))[:, :length]
+            kept["keep"] = torch.from_numpy(keep[mine]).to(device)
         rows.append(sampler.codes(
             batch["label"].to(device), torch.from_numpy(ids[mine]).to(device), config.guidance, config.sampling,
-            config.seed, forced=forced, keep=torch.from_numpy(keep[mine]).to(device),
+            config.seed, **kept,
         ).cpu().numpy())
         bar.update(len(batch["label"]))
     return np.concatenate(rows), keep

@@ -30,7 +30,7 @@ class View:
 class Pass:
     """What one training pass produced. `views[0]` is the main reconstruction, decoded from `vectors`.
 
-    unpaired: images decoded from codes that no image of the batch belongs to.
+    unpaired: images decoded from codes that no image of the batch belongs to; in some steps the only ones.
     """
 
     views: list[View]

@@ -63,6 +63,14 @@ class TrainingPass(nn.Module):
         self, images: Tensor, plan: Plan, codes: Tensor | None = None, unpaired: Tensor | None = None
     ) -> Pass:
         """codes (B,L): decode these instead of the images' own, as post-training does; unpaired (B,L): these, too."""
+        if unpaired is None:
+            return self._reconstructed(images, plan, codes)
+        vectors = self.tokenizer.vectors(unpaired)
+        done = self._reconstructed(images, plan) if plan.own else Pass([], Quantized(vectors, unpaired, {}))
+        done.unpaired = self.tokenizer.decode_vectors(vectors)
+        return done
+
+    def _reconstructed(self, images: Tensor, plan: Plan, codes: Tensor | None = None) -> Pass:
         tokenizer, spatial = self.tokenizer, None
         if codes is None:
             latents, spatial = tokenizer.latents(images)
@@ -86,8 +94,6 @@ class TrainingPass(nn.Module):
             done.extra["semantic"] = tokenizer.decoder.transformer.distill_mlp(views[0].features.inner)
         if plan.shortcut:
             views.append(View(tokenizer.decoder.cnn(spatial)))
-        if unpaired is not None:
-            done.unpaired = tokenizer.decode_vectors(tokenizer.vectors(unpaired))
         return done
 
 
@@ -172,6 +178,7 @@ class TokenizerTrainee:
         """What to decode of micro-batch `number` of this process: its slice of what is drawn for the global batch."""
         slot = self.world.rank * self.config.run.accumulate + number
         plan = Plan(step, self.config.run.seed, batch_size, slot, self.config.model.layout)
+        plan.own = step % self.config.data.own_every == 0
         for regularizer in sorted(self.regularizers, key=lambda each: each.order):
             regularizer.plan(plan)
         if isinstance(plan.num_tokens, Tensor):
@@ -188,10 +195,12 @@ class TokenizerTrainee:
             for view, recon in zip(done.views, recons, strict=True):
                 whole = done.unpaired is None and _from_all(view, self.tokenizer.num_tokens)
                 for term, value in loss.terms(recon, target, whole).items():
-                    losses[name + term] = losses.get(name + term, 0) + value
+                    losses[name + term] = losses.get(name + term, 0) + self.config.data.own_every * value
             if done.unpaired:
                 for term, value in loss.unpaired_terms(done.unpaired.images.float(), target).items():
                     losses[name + term] = value
+        if not done.views:
+            return losses, done
         reconstruction = sum(losses.values())
         if "quantizer" not in self.config.freeze:
             losses |= done.quantized.losses
@@ -335,6 +344,21 @@ def training_images(config: TrainConfig) -> ImageFolder:
     return open_images(data.root, size, data.crop, data.flip, config.run.seed, data.bad_images)
 
 
+def check_unpaired(config: TrainConfig) -> None:
+    """Raises: UserError where codes that belong to no image would have no use, or leave other losses nothing to do."""
+    data = config.data
+    if data.own_every < 1 or (data.own_every > 1 and not data.unpaired):
+        raise UserError(f"data.own_every is {data.own_every}; expected 1, or more with data.unpaired=true")
+    if not data.unpaired:
+        return
+    if not data.pairs:
+        raise UserError("data.unpaired=true says how to train on pairs, and there are none; set data.pairs")
+    if not any(loss.get("frechet") for loss in config.losses.values()):
+        raise UserError("data.unpaired=true is for the losses' frechet, and none has it; set losses.perceptual.frechet")
+    if config.adversary and data.own_every > 1:
+        raise UserError("a discriminator needs reconstructions in every step; set data.own_every=1 or adversary=null")
+
+
 def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) -> None:
     """Post-training changes the decoder alone, on codes that this tokenizer itself gives meaning to.
 
@@ -351,8 +375,6 @@ def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) ->
     for name, regularizer in config.regularizers.items():
         if lookup("tokenizer.regularizers:REGULARIZERS", regularizer["name"]).needs_latents:
             raise UserError(f"regularizers.{name} acts on latents, and pairs have only codes; set it to null")
-    if config.data.unpaired and not any(loss.get("frechet") for loss in config.losses.values()):
-        raise UserError("data.unpaired=true is for the losses' frechet, and none has it; set losses.perceptual.frechet")
     if pairs.meta["codes_of"] != codes_fingerprint(tokenizer):
         raise UserError(
             f"the pairs {str(pairs.path)!r} are codes of another tokenizer (from {pairs.meta.get('vq_ckpt')}); "
@@ -367,8 +389,7 @@ def run(config: TrainConfig) -> None:
         trainee = TokenizerTrainee(config, world)
         trainee.hold_codes()
         given = config.data
-        if given.unpaired and not given.pairs:
-            raise UserError("data.unpaired=true says how to train on pairs, and there are none; set data.pairs")
+        check_unpaired(config)
         data = PairFolder(given.pairs, given.root) if given.pairs else training_images(config)
         if given.pairs:
             check_pairs(config, data, trainee.tokenizer)

@@ -281,11 +281,27 @@ def test_unpaired_codes_are_for_the_distribution_alone(made: Path, tmp_path: Pat
         torch.testing.assert_close(gathered[f"{name}_mean"], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_own_codes_in_every_second_step_count_twice(made: Path, tmp_path: Path) -> None:
+    pairs(made, tmp_path / "pairs", "--sigma", 0)
+    perceptual = "losses.perceptual={name: efficientnet_lite0, weight: 0.5, strides: [8], size: 32, frechet: 0.1}"
+    steps = []
+    for every in (1, 2):
+        words = (perceptual, "data.unpaired=true", f"data.own_every={every}", "--lr", 0, "--log-every", 1)
+        train(made, tmp_path / f"{every}", tmp_path / "pairs", *words)
+        lines = (tmp_path / f"{every}/metrics.jsonl").read_text().splitlines()
+        steps.append([json.loads(line) for line in lines])
+    (always, also), (first, second) = steps
+    for key in ("train/loss_recon", "train/loss_perceptual"):
+        assert first[key] == pytest.approx(2 * always[key]) and key in also and key not in second
+    assert "train/loss_perceptual_frechet" in first and "train/loss_perceptual_frechet" in second
+
+
 def test_unpaired_codes_without_a_use_are_refused(made: Path, tmp_path: Path) -> None:
     pairs(made, tmp_path / "pairs", "--sigma", 0, "--num-samples", 8)
     for words, message in (
         (("data.unpaired=true",), "none has it"),
         (("data.unpaired=true", "data.pairs=null"), "there are none"),
+        (("data.own_every=2",), "own_every is 2"),
     ):
         with pytest.raises(UserError, match=message):
             train(made, tmp_path / "never", tmp_path / "pairs", *words)
