@@ -67,6 +67,25 @@ def test_following_it_makes_the_statistics_the_images(at_once: None) -> None:
     assert pull(moved) > 0
 
 
+def test_elsewhere_than_in_the_images_main_directions_only_means_are_pulled(
+    at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FrechetPull, "DIRECTIONS", 2)
+    real, fake = features(0), features(1)
+    pull = FrechetPull(5)
+    pull.watch(real, fake)
+    given = fake.clone().requires_grad_()
+    (pull(given) * moments(real)[1].trace() * len(fake) / 2).backward()
+    moved, (_, vectors) = fake - given.grad, torch.linalg.eigh(moments(real)[1])
+    for found, expected in zip(moments(moved @ vectors[:, -2:]), moments(real @ vectors[:, -2:]), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    others = vectors[:, :-2]
+    (mean, covariance), (was, before) = moments(moved @ others), moments(fake @ others)
+    torch.testing.assert_close(covariance, before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(mean, real.mean(dim=0) @ others, rtol=1e-3, atol=1e-3)
+    assert (mean - was).norm() > 0.1
+
+
 def test_it_waits_for_enough_images() -> None:
     pull = FrechetPull(5)
     for step in range(FrechetPull.FIRST // 64):

@@ -6,7 +6,7 @@ import torch
 
 from common.errors import UserError
 from evaluations.metrics import FEATURES, PERCEPTUAL, embedded
-from evaluations.metrics.embedded import EfficientNetLite
+from evaluations.metrics.embedded import EfficientNetLite, SameConv
 from evaluations.metrics.features import extract
 from evaluations.metrics.lpips import LPIPS
 
@@ -75,3 +75,16 @@ def test_extractors_do_not_depend_on_the_batch(name, images):
     assert together.pooled.shape[0] == len(images) and together.probabilities.sum() == pytest.approx(len(images))
     np.testing.assert_allclose(together.pooled, one_by_one.pooled, rtol=1e-4, atol=1e-5)
     assert name.endswith(extractor.name)
+
+
+def test_strided_depthwise_convolutions_stay_precise_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer, x = SameConv(8, 8, 3, stride=2, groups=8), torch.randn(2, 8, 9, 9).bfloat16()
+    expected_at, found_at = x.float().requires_grad_(), x.clone().requires_grad_()
+    expected = layer(expected_at)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(found_at)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected.bfloat16())
+    found.float().square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(found_at.grad.float(), expected_at.grad, rtol=2e-2, atol=2e-2)

@@ -130,6 +130,20 @@ def test_attention_equals_torchs() -> None:
     assert torch.allclose(half, attend(q, k, v, shown), atol=3e-2)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_written_out_equals_the_kernels(causal: bool) -> None:
+    q, k, v = torch.randn(3, 2, 4, 7, 8)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    assert torch.equal(attend(q, k, v, causal=causal), expected)  # float32 is left to the kernel
+    torch.testing.assert_close(attend(q.double(), k.double(), v.double(), causal=causal).float(), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = attend(q, k, v, causal=causal)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=0, atol=3e-2)
+    dropped = attend(q.double(), torch.zeros_like(k).double(), torch.ones_like(v).double(), causal=causal, dropout=0.5)
+    assert dropped.std() > 0.1  # all weights are equal but for what was dropped
+
+
 def test_rotation_gives_the_code_and_a_rotated_gradient() -> None:
     rows = torch.tensor([[0.6, 0.8]], requires_grad=True)
     code = torch.tensor([[0.0, 1.0]])
