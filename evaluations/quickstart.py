@@ -62,7 +62,6 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
         ],
         "codes": [
             "autoregressive.extract_codes", "--data-path", train, "--vq-ckpt", tokenizer, "--code-path", codes,
-            "precision=bf16",
         ],
         "gpt": [
             "autoregressive.train", "--config", str(CONFIGS / "gpt.yaml"), f"data.codes={codes}", f"run.out={gpt}",
