@@ -104,7 +104,9 @@ def curves(tokenizer: LogLines, generator: LogLines, decoder: LogLines) -> str:
         for axes, (title, lines, shown, log) in zip(_row(figure, len(panels)), panels, strict=True):
             for number, key in enumerate(shown):
                 points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-                if points and (not log or all(value > 0 for _, value in points)):
+                if log:  # a loss that has not begun yet is logged as 0
+                    points = [] if any(value < 0 for _, value in points) else [point for point in points if point[1]]
+                if points:
                     label = key.replace("train/loss_", "").replace("train/loss", "total" if log else "training")
                     label = label.replace("val/loss", "held out").replace("val/psnr_", "tokens: ").replace("_", " ")
                     axes.plot(*zip(*points, strict=True), color=COLOURS[number % len(COLOURS)], label=label,

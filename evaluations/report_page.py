@@ -15,7 +15,8 @@ __all__ = ["render"]
 CURVES = (
     "Left: the parts of the tokenizer's loss on a logarithmic scale (parts that turn negative are left out). Middle: "
     "the generator's loss on codes of training images; one that knows nothing starts at the logarithm of the codebook "
-    "size. Right: the same parts while the decoder alone was trained on what the generator writes."
+    "size. Right: the same parts while the decoder alone was trained on what the generator writes; every second step "
+    "reconstructs images, with twice the weight."
 )
 
 STYLE = """
