@@ -99,7 +99,7 @@ def test_the_map_is_computed_anew_now_and_then(at_once: None, monkeypatch: pytes
     pull, found = FrechetPull(5), []
     for seed in range(7):
         pull.watch(features(seed), features(seed + 10))
-        found.append(pull.transport.clone())
+        found.append(pull.stretch.clone())
     same = [torch.equal(one, two) for one, two in pairwise(found)]
     assert same == [True, True, False, True, True, False]
 
@@ -130,7 +130,9 @@ def test_ranks_see_the_features_of_all(at_once: None, tmp_path: Path, free_port:
     _watched(0, 1, tmp_path / "one", free_port)
     torch.multiprocessing.spawn(_watched, (2, tmp_path / "two", free_port), nprocs=2)
     one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ("one_0", "two_0", "two_1"))
-    assert one.pop("_extra_state") == two.pop("_extra_state") == other.pop("_extra_state") == {"seen": 400, "age": 2}
+    assert one.pop("_extra_state") == two.pop("_extra_state") == other.pop("_extra_state") == {
+        "seen": 400, "age": 2, "first": [],
+    }  # fmt: skip
     for key, value in one.items():
         assert torch.equal(two[key], other[key]), key
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-4)

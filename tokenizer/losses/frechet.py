@@ -41,51 +41,64 @@ class FrechetPull(nn.Module):
         super().__init__()
         self.features = features
         self.seen, self.age = 0, 0  # images so far; steps since the map was first computed
+        self.first: list[Tensor] = []  # features (2, B, features) of images and reconstructions before that
+        count = min(self.DIRECTIONS, features)
+        self.register_buffer("directions", torch.zeros(features, count))
         for name in ("real", "fake"):
             self.register_buffer(f"{name}_mean", torch.zeros(features))
-            self.register_buffer(f"{name}_square", torch.zeros(features, features))
-        self.register_buffer("directions", torch.zeros(features, min(self.DIRECTIONS, features)))
-        self.register_buffer("transport", torch.eye(features))
+            self.register_buffer(f"{name}_square", torch.zeros(count, count))  # within the directions
+        self.register_buffer("norm", torch.zeros(()))  # the images' mean |f|^2
+        self.register_buffer("stretch", torch.zeros(count, count))  # A - 1 within the directions
 
     @torch.no_grad()
     def watch(self, real: Tensor, fake: Tensor) -> None:
         """Take in this step's features (B, features) of the images and of their reconstructions, of all ranks."""
-        real, fake = (torch.cat(dist.all_gather(each.detach().float())) for each in (real, fake))
-        self.seen += len(real)
-        share = len(real) / min(self.seen, self.WINDOW)
+        both = torch.stack([torch.cat(dist.all_gather(each.detach().float())) for each in (real, fake)])
+        self.seen += both.shape[1]
         with autocast("none", real.device):
-            for name, found in (("real", real), ("fake", fake)):
+            if self.age == 0:
+                self.first.append(both)
+                if self.seen < self.FIRST:
+                    return
+                both, self.first = torch.cat(self.first, dim=1), []
+                self.directions.copy_(self._principal(both[0]))
+            share = both.shape[1] / min(self.seen, self.WINDOW)
+            for name, found in zip(("real", "fake"), both, strict=True):
+                within = found @ self.directions
                 getattr(self, f"{name}_mean").lerp_(found.mean(dim=0), share)
-                getattr(self, f"{name}_square").lerp_(found.T @ found / len(found), share)
-            if self.seen >= self.FIRST:
-                if self.age % self.EVERY == 0:
-                    self.transport.copy_(self._map())
-                self.age += 1
+                getattr(self, f"{name}_square").lerp_(within.T @ within / len(within), share)
+            self.norm.lerp_(both[0].square().sum(dim=1).mean(), share)
+            if self.age % self.EVERY == 0:
+                self.stretch.copy_(self._map())
+            self.age += 1
 
-    def get_extra_state(self) -> dict[str, int]:
-        return {"seen": self.seen, "age": self.age}
+    def get_extra_state(self) -> dict[str, int | list[Tensor]]:
+        return {"seen": self.seen, "age": self.age, "first": self.first}
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: dict[str, int | list[Tensor]]) -> None:
         self.seen, self.age = state["seen"], state["age"]
+        self.first = [each.to(self.norm.device) for each in state["first"]]
+
+    @property
+    def variance(self) -> Tensor:
+        """Total variance of the images' features."""
+        return self.norm - self.real_mean.square().sum()
+
+    def _principal(self, rows: Tensor) -> Tensor:
+        return torch.linalg.eigh(torch.cov(rows.double().T))[1][:, -self.directions.shape[1] :]
 
     def _covariance(self, name: str) -> Tensor:
-        mean = getattr(self, f"{name}_mean").double()
+        mean = (getattr(self, f"{name}_mean") @ self.directions).double()
         return getattr(self, f"{name}_square").double() - mean.outer(mean)
 
     def _map(self) -> Tensor:
-        real, fake = self._covariance("real"), self._covariance("fake")
-        if self.age == 0:
-            self.directions.copy_(torch.linalg.eigh(real)[1][:, -self.directions.shape[1] :])
-        within = self.directions.double()
-        ridge = self.RIDGE * real.trace() / self.features * torch.eye(within.shape[1], device=real.device)
-        real, fake = within.T @ real @ within, within.T @ fake @ within
-        values, vectors = torch.linalg.eigh(fake + ridge)
+        one = torch.eye(len(self.stretch), device=self.stretch.device, dtype=torch.float64)
+        ridge = self.RIDGE * self.variance / self.features * one
+        values, vectors = torch.linalg.eigh(self._covariance("fake") + ridge)
         roots = values.clamp(min=1e-12).sqrt()
         root, inverse = (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
-        values, vectors = torch.linalg.eigh(root @ (real + ridge) @ root)
-        found = inverse @ ((vectors * values.clamp(min=0).sqrt()) @ vectors.T) @ inverse
-        unmoved = torch.eye(self.features, device=real.device) - within @ within.T
-        return unmoved + within @ found @ within.T
+        values, vectors = torch.linalg.eigh(root @ (self._covariance("real") + ridge) @ root)
+        return inverse @ ((vectors * values.clamp(min=0).sqrt()) @ vectors.T) @ inverse - one
 
     def forward(self, fake: Tensor) -> Tensor:
         """Mean squared way of the features (B, features) to their places, in units of the images' total variance."""
@@ -93,6 +106,6 @@ class FrechetPull(nn.Module):
             return 0 * fake.sum()  # with a gradient: it may be a step's only loss
         with autocast("none", fake.device):
             fake = fake.float()
-            place = self.real_mean + (fake.detach() - self.fake_mean) @ self.transport
-            variance = self.real_square.trace() - self.real_mean.square().sum()
-            return (fake - place).square().sum(dim=1).mean() / variance
+            away = fake.detach() - self.fake_mean
+            place = self.real_mean + away + away @ self.directions @ self.stretch @ self.directions.T
+            return (fake - place).square().sum(dim=1).mean() / self.variance
