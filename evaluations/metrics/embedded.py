@@ -54,11 +54,10 @@ class SameConv(nn.Conv2d):
     def _convolved(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
         total = [max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:]]
-        top, left = total[0] // 2, total[1] // 2
-        if 2 * top == total[0] and 2 * left == total[1]:
-            return F.conv2d(x, self.weight, self.bias, self.stride, (top, left), groups=self.groups)
-        x = F.pad(x, (left, total[1] - left, top, total[0] - top))
-        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+        odd = [n % 2 for n in total]
+        # Zeros before the small kernel shift it as a row and column more behind the large map would, and cost far less.
+        weight = F.pad(self.weight, (odd[1], 0, odd[0], 0)) if any(odd) else self.weight
+        return F.conv2d(x, weight, self.bias, self.stride, [(n + 1) // 2 for n in total], groups=self.groups)
 
 
 class Block(nn.Module):
