@@ -253,3 +253,15 @@ def test_lower_case_gpus_wins_over_an_exported_default():
 def test_wandb_asks_for_no_login():
     assert variables()["WANDB_MODE"] == "offline"
     assert "WANDB_MODE" not in variables(WANDB_API_KEY="given")
+
+
+@pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"])
+def test_on_a_cpu_freed_memory_is_kept(name, tmp_path):
+    nothing, two = tmp_path / "nothing", tmp_path / "two"
+    for folder, listed in ((nothing, ":"), (two, "echo 'GPU 0: A'")):
+        folder.mkdir()
+        (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{listed}\n")
+        (folder / "nvidia-smi").chmod(0o755)
+    assert int(variables(path=str(nothing))[name]) >= 2**30
+    assert variables(path=str(nothing), **{name: "7"})[name] == "7"
+    assert name not in variables(path=str(two))
