@@ -94,6 +94,19 @@ def test_it_waits_for_enough_images() -> None:
     assert pull(features(1)) > 0
 
 
+def test_what_waits_for_the_map_is_part_of_the_state() -> None:
+    whole, half = FrechetPull(5), FrechetPull(5)
+    for step in range(FrechetPull.FIRST // 128):
+        for pull in (whole, half):
+            pull.watch(features(2 * step, 64), features(2 * step + 1, 64))
+    resumed = FrechetPull(5)
+    resumed.load_state_dict(half.state_dict())
+    for step in range(FrechetPull.FIRST // 128, FrechetPull.FIRST // 64):
+        for pull in (whole, resumed):
+            pull.watch(features(2 * step, 64), features(2 * step + 1, 64))
+    assert whole(features(1)) == resumed(features(1)) > 0
+
+
 def test_the_map_is_computed_anew_now_and_then(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrechetPull, "EVERY", 3)
     pull, found = FrechetPull(5), []
