@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import tokenizer as tokenizers
 from autoregressive.check_codes import CheckConfig
-from autoregressive.pairing import load_tokenizer
 from common import dist
 from common.checkpoint import fingerprint, resolve_folder
 from common.codes import CodeStore
@@ -26,7 +26,7 @@ def run(config: CheckConfig) -> None:
     store = CodeStore(config.code_path)
     if store.meta["tokenizer"] not in (None, fingerprint(resolve_folder(config.vq_ckpt))):
         raise UserError(f"{config.code_path!r} are codes of another tokenizer than {config.vq_ckpt!r}; pass that one")
-    model = load_tokenizer(config.vq_ckpt, config.weights, world.device, tok_config=config.tok_config)
+    model = tokenizers.load(config.vq_ckpt, config.weights, world.device, config.tok_config)
     out, count = Path(config.sample_dir), min(config.num_images, len(store))
     out.mkdir(parents=True, exist_ok=True)
     for index in tqdm(np.linspace(0, len(store) - 1, count).round().astype(int).tolist(), unit="image"):

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+import tokenizer as tokenizers
 from autoregressive.config import ExtractConfig
-from autoregressive.pairing import load_tokenizer
 from common import checkpoint, dist
 from common.codes import ChunkedWriter, hash_names, import_npy
 from common.data import ImageFolder, batches
@@ -65,7 +65,7 @@ def run(config: ExtractConfig) -> Path:
     if config.ten_crop and min(config.crop_ranges, default=0.0) < 1.0:
         raise UserError(f"--crop-range got {config.crop_ranges}; expected numbers of at least 1, such as 1.1")
     world = dist.init(config.device)
-    model = load_tokenizer(config.vq_ckpt, config.weights, world.device, config.image_size, config.tok_config)
+    model = tokenizers.load(config.vq_ckpt, config.weights, world.device, config.tok_config, config.image_size)
     folder = open_images(config.data_path, model.image_size)
     crops = Crops(folder, config.ten_crop, config.crop_ranges)
     fast = Inference(model, config.precision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,38 +10,13 @@ from typing import Any
 import torch
 
 import autoregressive
-import tokenizer as tokenizers
 from autoregressive.loading import read_generator
 from autoregressive.models.gpt import GPT
 from common.checkpoint import MANIFEST, resolve_folder
-from common.config import read_yaml, resolve
 from common.errors import UserError
-from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 
-__all__ = ["class_names", "load_generator", "load_tokenizer"]
-
-
-def load_tokenizer(
-    path: str | Path, weights: str, device: torch.device, image_size: int | None = None, tok_config: str | None = None
-) -> Tokenizer:
-    """`tokenizer.load`, and what was said about the tokenizer besides must be true.
-
-    Raises: UserError if image_size or tok_config disagree with the checkpoint.
-    """
-    released = resolve_folder(path).is_file()
-    # Released files bring no config of their own, so the one that is stated is theirs.
-    model = tokenizers.load(path, weights, device, tok_config if released else None)
-    if released and image_size and model.config.encoder["name"] == "cnn":
-        # Convolutions take images of any size, and their files do not say which.
-        model = tokenizers.load(path, weights, device, dataclasses.replace(model.config, image_size=image_size))
-    if image_size not in (None, model.image_size):
-        raise UserError(f"--image-size is {image_size}, tokenizer {str(path)!r} has {model.image_size}; leave it out")
-    if tok_config and not released:
-        stated = resolve(TokenizerConfig, read_yaml(tok_config).get("model", {}), where="model")
-        if dataclasses.asdict(stated) != dataclasses.asdict(model.config):
-            raise UserError(f"{tok_config!r} describes another tokenizer than {str(path)!r} holds; leave the flag out")
-    return model
+__all__ = ["class_names", "load_generator"]
 
 
 def load_generator(

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import tokenizer as tokenizers
 from autoregressive.config import DrawConfig, SampleConfig, Sampling
 from autoregressive.generate import check_num_tokens, generate
 from autoregressive.guidance import Guidance
 from autoregressive.layers import KVCache
 from autoregressive.models.gpt import GPT
-from autoregressive.pairing import class_names, load_generator, load_tokenizer
+from autoregressive.pairing import class_names, load_generator
 from autoregressive.recorded import RecordedDraw
 from common import checkpoint, dist
 from common.batching import in_fixed_batches
@@ -68,7 +69,7 @@ class ImageSampler:
 
     @classmethod
     def load(cls, config: DrawConfig, device: torch.device) -> ImageSampler:
-        tokenizer = load_tokenizer(config.vq_ckpt, config.vq_weights, device, config.image_size, config.tok_config)
+        tokenizer = tokenizers.load(config.vq_ckpt, config.vq_weights, device, config.tok_config, config.image_size)
         stated = {key: value for key, value in config.generator.items() if value is not None} or None
         generator = load_generator(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model, stated)
         return cls(generator, tokenizer, config.precision, config.vq_precision, config.compile)

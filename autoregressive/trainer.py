@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import tokenizer as tokenizers
 from autoregressive.config import TrainConfig
-from autoregressive.pairing import load_tokenizer
 from autoregressive.regression import RegressedGenerator
 from autoregressive.validation import position_losses
 from common import checkpoint, loop, optim, parallel
@@ -53,8 +53,8 @@ class Source:
         else:
             if not data.vq_ckpt:
                 raise UserError("images need a tokenizer to be encoded by; give --vq-ckpt RUN (data.vq_ckpt)")
-            named = (data.image_size, data.tok_config)
-            self.tokenizer = load_tokenizer(data.vq_ckpt, data.weights, world.device, *named)
+            named = (data.tok_config, data.image_size)
+            self.tokenizer = tokenizers.load(data.vq_ckpt, data.weights, world.device, *named)
             self.num_tokens = config.model["num_tokens"] or self.tokenizer.num_tokens
             self.codebook_size = self.tokenizer.codebook_size
             self.tokenizer_hash = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt))
@@ -117,8 +117,8 @@ class GeneratorTrainee:
         data = self.config.data
         if not data.vq_ckpt:
             raise UserError("regression needs the tokenizer's code vectors; give --vq-ckpt RUN, or set regression=null")
-        tokenizer = self.source.tokenizer or load_tokenizer(
-            data.vq_ckpt, data.weights, self.world.device, data.image_size, data.tok_config
+        tokenizer = self.source.tokenizer or tokenizers.load(
+            data.vq_ckpt, data.weights, self.world.device, data.tok_config, data.image_size
         )
         codes = torch.arange(self.model.codebook_size, device=self.world.device)
         codebook = tokenizer.quantizer.lookup(codes)

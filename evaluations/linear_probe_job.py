@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from autoregressive.pairing import load_generator, load_tokenizer
+import tokenizer as tokenizers
+from autoregressive.pairing import load_generator
 from common import checkpoint, dist, loop, optim
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
@@ -118,8 +119,8 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     if config.lin_probe_ckpt and not config.eval:
         raise UserError("--lin-probe-ckpt is the probe that --eval measures; add --eval or leave it out")
     with dist.joined(config.device) as world:
-        tokenizer = load_tokenizer(
-            config.vq_ckpt, config.vq_weights, world.device, config.image_size, config.tok_config
+        tokenizer = tokenizers.load(
+            config.vq_ckpt, config.vq_weights, world.device, config.tok_config, config.image_size
         )
         if config.gpt_ckpt:
             model = load_generator(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)

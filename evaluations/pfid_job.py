@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from autoregressive.pairing import load_tokenizer
+import tokenizer as tokenizers
 from common import dist
 from common.data import ImageFolder, batches, share
 from common.dist import World
@@ -39,7 +39,7 @@ def run(config: PfidConfig) -> dict[str, Any]:
 
 def _run(config: PfidConfig, world: World) -> dict[str, Any]:
     path = Path(config.sample_dir) / "results.json"
-    tokenizer = load_tokenizer(config.vq_ckpt, config.weights, world.device, config.image_size, config.model_config)
+    tokenizer = tokenizers.load(config.vq_ckpt, config.weights, world.device, config.model_config, config.image_size)
     if not config.frechet and not config.gt_npz_path:
         raise UserError("there is nothing to measure; give --gt-npz-path FILE.npz or --frechet NAME")
     if config.frechet and config.frechet not in FEATURES:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from autoregressive.pairing import load_tokenizer
+import tokenizer as tokenizers
 from common import dist
 from common.batching import in_fixed_batches
 from common.config import build
@@ -49,7 +49,7 @@ def run(config: ReconstructionConfig) -> dict[str, Any]:
 
 def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:
     out = Path(config.sample_dir)
-    tokenizer = load_tokenizer(config.vq_ckpt, config.weights, world.device, config.image_size, config.model_config)
+    tokenizer = tokenizers.load(config.vq_ckpt, config.weights, world.device, config.model_config, config.image_size)
     _check(config, tokenizer)
     lengths = sorted(set(config.num_tokens)) or [tokenizer.num_tokens]
     dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
@@ -165,11 +165,8 @@ class Measurement:
                 decoded = in_fixed_batches(self.tokenizer.decode, codes[:, :k]).float()
             rounded_pixels = to_pixels(decoded)
             rounded = from_pixels(torch.from_numpy(rounded_pixels)).to(images.device)
-            measured = {
-                "psnr": psnr(rounded, images, data_range=2.0),
-                "ssim": ssim(rounded, images, data_range=2.0),
-                "ssim_data_range_2": ssim(rounded, images, data_range=4.0),
-            }
+            psnrs, ssims = psnr(rounded, images, data_range=2.0), ssim(rounded, images, 2.0, 4.0)
+            measured = {"psnr": psnrs, "ssim": ssims[0], "ssim_data_range_2": ssims[1]}
             if self.perceptual is not None:
                 # The papers take LPIPS of the decoder's output as it is, before it is rounded to 8 bits.
                 measured[self.perceptual.name] = self.perceptual(decoded, images)

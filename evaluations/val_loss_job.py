@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import autoregressive
-from autoregressive.pairing import load_generator, load_tokenizer
+import tokenizer as tokenizers
+from autoregressive.pairing import load_generator
 from autoregressive.validation import position_losses
 from common import dist
 from common.checkpoint import resolve_folder
@@ -54,8 +55,8 @@ def _run(config: ValLossConfig, world: World) -> dict[str, Any]:
                 f"{model.codebook_size}; pass codes of the tokenizer it was trained with"
             )
     else:
-        named = (config.image_size, config.tok_config)
-        tokenizer = load_tokenizer(config.vq_ckpt, config.vq_weights, world.device, *named)
+        named = (config.tok_config, config.image_size)
+        tokenizer = tokenizers.load(config.vq_ckpt, config.vq_weights, world.device, *named)
         model = load_generator(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
         dataset = open_images(config.data_path, tokenizer.image_size, crop="center")
     if len(dataset.classes) > model.num_classes:

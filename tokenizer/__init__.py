@@ -18,6 +18,7 @@ def load(
     weights: str = "ema",
     device: str | torch.device = "cpu",
     config: TokenizerConfig | Mapping[str, Any] | str | Path | None = None,
+    image_size: int | None = None,
 ) -> Tokenizer:
     """A trained tokenizer in eval mode, its weights in float32.
 
@@ -25,14 +26,15 @@ def load(
     `config.json`, a released `.pt`, `.bin` or `.safetensors` file, or a hub id. `weights`: "ema" (falls back to "model"
     where there is no average) or "model". Without `config` a file's config is recognised from its
     shapes, and a line on stderr says as what; a mapping changes single keys of what was recognised (`{"image_size":
-    384}`), a YAML file (whose `model` counts) or a `TokenizerConfig` replaces it.
+    384}`), a YAML file (whose `model` counts) or a `TokenizerConfig` replaces it. `image_size`: pixels a side that the
+    caller counts on; released convolutional files, which take any, are set to it.
 
     Raises: UserError when there is no complete checkpoint, a file is damaged or holds anything but tensors and
-    settings, or the weights do not fit the config.
+    settings, the weights do not fit the config, or a checkpoint's own config or image size is another.
     """
     from tokenizer.loading import load_tokenizer
 
-    return load_tokenizer(path, weights, device, config)
+    return load_tokenizer(path, weights, device, config, image_size)
 
 
 def load_weights(tokenizer: Tokenizer, path: str | Path, weights: str) -> None:

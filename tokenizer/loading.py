@@ -27,9 +27,18 @@ ORDER = {"ema": ("ema", "model", "state_dict"), "model": ("model", "state_dict")
 Stated = TokenizerConfig | Mapping[str, Any] | str | Path | None
 
 
-def load_tokenizer(path: str | Path, weights: str, device: str | torch.device, config: Stated) -> Tokenizer:
+def load_tokenizer(
+    path: str | Path, weights: str, device: str | torch.device, config: Stated, image_size: int | None = None
+) -> Tokenizer:
     """See `tokenizer.load`. Weights are mapped from the disk, not copied, until they are moved or changed."""
     stated, tensors = read_tokenizer(path, weights, config)
+    if image_size not in (None, stated.image_size):
+        if stated.encoder["name"] != "cnn" or not resolve_folder(path).is_file():
+            raise UserError(
+                f"--image-size is {image_size}, tokenizer {str(path)!r} has {stated.image_size}; leave it out"
+            )
+        # Convolutions take images of any size, and released files do not say which.
+        stated = dataclasses.replace(stated, image_size=image_size)
     with torch.device("meta"):
         model = Tokenizer(stated)
     load_into(model, tensors, str(path), assign=True)

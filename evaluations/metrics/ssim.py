@@ -6,6 +6,7 @@ with sample (n-1) variances and only windows that lie inside the image, averaged
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,15 +16,15 @@ WINDOW = 7
 K1, K2 = 0.01, 0.03
 
 
-def ssim(images: Tensor, references: Tensor, data_range: float) -> Tensor:
-    """SSIM of each image, at most 1.
+def ssim(images: Tensor, references: Tensor, *data_ranges: float) -> Tensor:
+    """SSIM of each image under each data range, at most 1; the windows' statistics are computed once for all.
 
     Args:
         images, references: (B,C,H,W) of equal shape, H and W at least 7.
-        data_range: largest minus smallest possible value. The papers' scripts pass 2.0 for images in [0,1],
+        data_ranges: largest minus smallest possible value. The papers' scripts pass 2.0 for images in [0,1],
             which reads higher than the true range of 1.0: always state which was used.
 
-    Returns: (B,) float64.
+    Returns: (len(data_ranges), B) float64.
     """
     if min(images.shape[-2:]) < WINDOW:
         raise ValueError(f"got images of {tuple(images.shape[-2:])} pixels; SSIM needs at least {WINDOW}x{WINDOW}")
@@ -33,11 +34,15 @@ def ssim(images: Tensor, references: Tensor, data_range: float) -> Tensor:
     var_x = unbiased * (_window_mean(x * x) - mean_x**2)
     var_y = unbiased * (_window_mean(y * y) - mean_y**2)
     covariance = unbiased * (_window_mean(x * y) - mean_x * mean_y)
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    structure = (2 * covariance + c2) / (var_x + var_y + c2)
-    return (luminance * structure).mean(dim=(1, 2, 3))
+    found = []
+    for data_range in data_ranges:
+        c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+        structure = (2 * covariance + c2) / (var_x + var_y + c2)
+        found.append((luminance * structure).mean(dim=(1, 2, 3)))
+    return torch.stack(found)
 
 
 def _window_mean(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, WINDOW, stride=1)
+    columns = F.avg_pool2d(x, (WINDOW, 1), stride=1)  # then rows: 14 additions a window instead of 49
+    return F.avg_pool2d(columns, (1, WINDOW), stride=1)

@@ -182,6 +182,17 @@ def test_a_config_can_be_given(tmp_path):
         tokenizer.load(tmp_path / "a.pt", config=tmp_path / "c.yaml")
 
 
+def test_an_image_size_is_checked_and_sets_what_convolutions_leave_open(tmp_path):
+    for name in ("cnn", "hybrid_1d"):
+        write_released(make(name), tmp_path / f"{name}.pt")
+    make("cnn").save_pretrained(tmp_path / "ours")
+    assert tokenizer.load(tmp_path / "cnn.pt", image_size=384).image_size == 384
+    assert tokenizer.load(tmp_path / "hybrid_1d.pt", image_size=16).image_size == 16
+    for path, own in (("hybrid_1d.pt", 16), ("ours", 16)):
+        with pytest.raises(UserError, match=f"image-size is 384, .* has {own}; leave it out"):
+            tokenizer.load(tmp_path / path, image_size=384)
+
+
 def test_the_file_decides_whether_there_are_redundant_tokens(tmp_path, capsys):
     """GigaTok's and ReTok's configs have the same names."""
     for redundant in (0, 32):
