@@ -100,7 +100,7 @@ def build(table: str, mapping: Mapping[str, Any], **context: Any) -> Any:
 
 
 def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
