@@ -49,7 +49,7 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
     lengths = f"[{','.join(map(str, options.num_tokens))}]"
     drawing = [
         "--cfg-scale", str(options.cfg_scale), "--cfg-schedule", options.cfg_schedule,
-        "--temperature", str(options.temperature), "--precision", "bf16", "--batch-size", "130",
+        "--temperature", str(options.temperature), "--precision", "bf16", "--batch-size", "260",
     ]  # fmt: skip
     return {
         "photos": ["common.photos", "--out", options.data],
@@ -80,7 +80,7 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
             "--sample-dir", str(out / "reconstruction"),
         ],
         "generation": [
-            "evaluations.generation", "--gpt-ckpt", gpt, "--vq-ckpt", decoder, *drawing,
+            "evaluations.generation", "--gpt-ckpt", gpt, "--vq-ckpt", decoder, *drawing, "--vq-precision", "bf16",
             "--num-fid-samples", str(options.num_samples),
             "--reference-path", train, "--held-out-path", val,
             "--num-reference-images", str(options.num_reference_images), *features,

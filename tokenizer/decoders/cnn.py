@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
-from tokenizer.encoders.cnn import CnnConfig
+from tokenizer.encoders.cnn import CnnConfig, middle
 from tokenizer.layers.resnet import (
     AdaptiveGroupNorm,
     AttnBlock,
@@ -43,8 +43,7 @@ class CnnDecoder(nn.Module):
         widths = [config.channels * m for m in config.multipliers]
         width = widths[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        middle = [ResBlock(width, width, config.norm) for _ in range(2)]
-        self.mid = nn.ModuleList([middle[0], AttnBlock(width), middle[1]] if config.attention else middle)
+        self.mid = middle(width, config)
         self.conv_blocks, self.adaptive = nn.ModuleList(), nn.ModuleList()
         upsample = UpsampleDepthToSpace if config.depth_to_space else UpsampleNearest
         for level, out in reversed(list(enumerate(widths))):

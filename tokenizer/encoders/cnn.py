@@ -27,10 +27,19 @@ class CnnConfig:
         False, "a linear patch embedding beside the convolutions, which then start from zero (tiny models)"
     )
     blocks: int | None = opt(None, "residual blocks per level; null = 2 in encoders, 3 in decoders, as released")
+    mid: bool = opt(True, "two more blocks at the coarsest level, as released (false: for tiny models)")
 
     @property
     def stride(self) -> int:
         return self.patch * 2 ** (len(self.multipliers) - 1)
+
+
+def middle(width: int, config: CnnConfig) -> nn.ModuleList:
+    """What the coarsest level has beside its own blocks: residual, attention where asked for, residual."""
+    if not config.mid:
+        return nn.ModuleList()
+    first, last = (ResBlock(width, width, config.norm) for _ in range(2))
+    return nn.ModuleList([first, AttnBlock(width), last] if config.attention else [first, last])
 
 
 class CnnEncoder(nn.Module):
@@ -60,8 +69,7 @@ class CnnEncoder(nn.Module):
             if not last:
                 block.downsample = Downsample(width)
             self.conv_blocks.append(block)
-        middle = [ResBlock(width, width, config.norm) for _ in range(2)]
-        self.mid = nn.ModuleList([middle[0], AttnBlock(width), middle[1]] if config.attention else middle)
+        self.mid = middle(width, config)
         self.norm_out = norm(width, config.norm)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
         self.linear_path = nn.Conv2d(3, z_channels, self.stride, self.stride) if config.linear_path else None
