@@ -46,6 +46,15 @@ def test_images_to_codes_and_back(kind: str) -> None:
     assert model.decode(codes).shape == (3, 3, 32, 32)
 
 
+def test_without_mid_those_blocks_alone_are_missing() -> None:
+    parts = {"name": "cnn", **CNN, "patch": 4, "attention": True}
+    released = make("cnn", encoder=parts, decoder=parts)
+    model = make("cnn", encoder={**parts, "mid": False}, decoder={**parts, "mid": False})
+    assert model.decode(model.encode(images())).shape == (3, 3, 32, 32)
+    missing = released.state_dict().keys() - model.state_dict().keys()
+    assert missing == {name for name in released.state_dict() if name.split(".")[1] == "mid"} != set()
+
+
 @pytest.mark.parametrize("query_init", ["first_token", "multi_level"])
 def test_a_prefix_decodes_as_if_the_rest_were_never_there(query_init: str) -> None:
     model = make()
