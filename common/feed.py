@@ -37,13 +37,17 @@ class Feed:
         self.waited_s = 0.0
         self._since: float | None = None
         self._closed = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="loader watch", daemon=True)
 
     def __enter__(self) -> Feed:
-        threading.Thread(target=self._watch, name="loader watch", daemon=True).start()
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._closed.set()
+        # Left to end by itself, the thread could be the last to hold the batch, and the interpreter, if it is ending,
+        # aborts where a thread frees tensors.
+        self._watcher.join()
 
     def advance(self) -> None:
         """Fetch the next batch. What fails is kept in `problem`: the ranks have to agree on leaving first."""

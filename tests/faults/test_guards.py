@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -188,6 +189,15 @@ def test_a_stalled_loader_is_reported_while_it_stalls() -> None:
     with Feed(slow(), CPU, str, told.append, stall_s=0.1) as feed:
         feed.advance()
     assert len(told) == 1 and "no batch for" in told[0] and feed.waited_s >= 0.5 and feed.problem is None
+
+
+def test_nothing_of_a_feed_is_left_to_a_thread() -> None:
+    """A thread that frees the last batch while the interpreter ends aborts the process, after all is done and saved."""
+    before = set(threading.enumerate())
+    for _ in range(50):
+        with Feed([{"index": torch.tensor([0])}], CPU, str, print) as feed:
+            feed.advance()
+        assert set(threading.enumerate()) == before
 
 
 # --------------------------------------------------------------------------------------------------------- warnings
