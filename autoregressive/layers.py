@@ -49,7 +49,6 @@ class KVCache:
     def length(self) -> int:
         return self.keys.shape[3]
 
-    @torch.compiler.disable  # compiled blocks would be compiled anew for many of the positions
     def attend(
         self, layer: int, position: int, query: Tensor, key: Tensor, value: Tensor, shown: Tensor | None = None
     ) -> Tensor:

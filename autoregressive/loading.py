@@ -14,6 +14,7 @@ from autoregressive.recognise import DROPPED, generator_config
 from common.checkpoint import load_into, read_config, read_weights, resolve_folder
 from common.config import build, merge, read_yaml
 from common.errors import UserError
+from common.layers import unfilled
 from common.weights import read_released
 
 __all__ = ["load_generator", "read_generator", "write_released"]
@@ -27,7 +28,7 @@ Stated = Mapping[str, Any] | str | Path | None
 def load_generator(path: str | Path, weights: str, device: str | torch.device, config: Stated) -> nn.Module:
     """See `autoregressive.load`. Weights are mapped from the disk, not copied, until they are moved or changed."""
     stated, tensors = read_generator(path, weights, config)
-    with torch.device("meta"):
+    with unfilled():
         model = build(TABLE, stated)
     load_into(model, tensors, str(path), assign=True)
     return model.eval().requires_grad_(False).to(device)

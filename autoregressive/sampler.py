@@ -32,7 +32,6 @@ from common.dist import World
 from common.errors import UserError
 from common.frozen_linears import EIGHT_BITS, pack_linears, store_in_eight_bits
 from common.images import NpzWriter, read_image, to_pixels, write_png
-from common.parallel import compile_units
 from common.recording import SideQueue
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
@@ -61,6 +60,11 @@ class ImageSampler:
         elif precision == "bf16" and device.type == "cpu":
             pack_linears(generator)
         if compile:
+            # Neither at the top of a file: they import FSDP and torch's compiler, over a second of every job's start.
+            from common.parallel import compile_units
+
+            # Inside compiled blocks it would be compiled anew for many of the positions.
+            KVCache.attend = torch.compiler.disable(KVCache.attend)
             compile_units(generator)
         self.generator = generator
         self.tokenizer, self._inference = tokenizer, Inference(tokenizer, vq_precision, compile)

@@ -14,6 +14,7 @@ from torch import Tensor
 from common.checkpoint import has_weights, load_into, read_config, read_weights, resolve_folder
 from common.config import merge, read_yaml, resolve
 from common.errors import UserError
+from common.layers import unfilled
 from common.weights import Released, read_released
 from tokenizer.config import TokenizerConfig
 from tokenizer.legacy import from_released, to_released
@@ -39,7 +40,7 @@ def load_tokenizer(
             )
         # Convolutions take images of any size, and released files do not say which.
         stated = dataclasses.replace(stated, image_size=image_size)
-    with torch.device("meta"):
+    with unfilled():
         model = Tokenizer(stated)
     load_into(model, tensors, str(path), assign=True)
     return model.eval().requires_grad_(False).to(device)

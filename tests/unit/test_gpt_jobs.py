@@ -357,6 +357,14 @@ def _sample(rank: int, ranks: int, root: Path, out: Path, port: int) -> None:
     sampler.run(sample_config(root, out, "--per-proc-batch-size", 2))
 
 
+def test_sampling_does_not_wait_for_torchs_compiler(made: Path, tmp_path: Path) -> None:
+    """torch imports it, over a second, for a decorator or for normal numbers on the meta device."""
+    job = "import sys, autoregressive.sample as job; job.main(); print({'torch._dynamo', 'sympy'} & set(sys.modules))"
+    words = ["--gpt-ckpt", made / "gpt", "--vq-ckpt", made / "vq", "--sample-dir", tmp_path, "--num-fid-samples", 7]
+    done = subprocess.run([sys.executable, "-c", job, *map(str, words)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
 @pytest.mark.slow
 def test_compiled_models_sample_the_same_images(made: Path, tmp_path: Path) -> None:
     """With the real compiler, which takes a minute: python -m pytest -m slow tests/unit/test_gpt_jobs.py"""

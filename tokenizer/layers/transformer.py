@@ -114,4 +114,4 @@ class QFormerLayer(nn.Module):
 
 def position_table(length: int, width: int) -> nn.Parameter:
     """Learned positions (L,1,D), standard normal over sqrt(D)."""
-    return nn.Parameter(width**-0.5 * torch.randn(length, 1, width))
+    return nn.Parameter(nn.init.normal_(torch.empty(length, 1, width), std=width**-0.5))

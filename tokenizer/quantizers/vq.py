@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common import dist
 from common.config import opt
+from common.layers import on_meta
 from common.loop import autocast
 from tokenizer.quantizers.base import CodeQuantizer, Quantized, to_maps, to_rows
 from tokenizer.quantizers.perturbation import Perturbation, perturb
@@ -39,7 +40,7 @@ class VectorQuantizer(CodeQuantizer):
         super().__init__(config, config.codebook_size, config.codebook_dim)
         self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / config.codebook_size, 1.0 / config.codebook_size)
-        if config.l2_norm:
+        if config.l2_norm and not on_meta():
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
 
     def codebook(self) -> Tensor:
