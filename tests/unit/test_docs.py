@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -124,6 +125,14 @@ def test_the_photographs_are_credited():
     from common.photos import credits
 
     assert credits() in text("Detailed_instructions.md")
+
+
+def test_the_readmes_psnr_is_its_evidences():
+    shown = re.search(r"^\| PSNR, dB \|(.*)\|$", text("README.md"), re.MULTILINE)[1].split(" | ")
+    measured = json.loads(text("evidence/quickstart/metrics.json"))
+    values = [measured["reconstruction"][count]["psnr"] for count in ("8", "16", "32", "64")]
+    values += [measured["baselines"][name] for name in ("bilinear_8x8_psnr", "kmeans_patch_vq_psnr")]
+    assert [float(each) for each in shown] == [round(value, 1) for value in values]
 
 
 def test_the_readmes_model_zoo_is_the_table_that_downloads_use():
