@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from copy import copy
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from common.layers import DropPath, RMSNorm, attend, rotate
 
-__all__ = ["Attention", "Block", "FeedForward", "KVCache", "modulate"]
+__all__ = ["Attention", "Block", "FeedForward", "KVCache", "keep_caches_uncompiled", "modulate"]
 
 
 class KVCache:
@@ -64,6 +65,15 @@ class KVCache:
         causal = shown is None and position == 0
         found = attend(query.to(keys.dtype), keys, values, shown, causal)
         return found.to(query.dtype)
+
+
+@functools.cache
+def keep_caches_uncompiled() -> None:
+    """Call before blocks are compiled: with them, `KVCache.attend` would be compiled anew for many of the positions.
+
+    Not a decorator of that method: torch would import its compiler, over a second, for every job that imports this.
+    """
+    KVCache.attend = torch.compiler.disable(KVCache.attend)
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ from autoregressive.recognise import DROPPED, generator_config
 from common.checkpoint import load_into, read_config, read_weights, resolve_folder
 from common.config import build, merge, read_yaml
 from common.errors import UserError
-from common.layers import unfilled
+from common.meta import unfilled
 from common.weights import read_released
 
 __all__ = ["load_generator", "read_generator", "write_released"]

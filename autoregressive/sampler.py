@@ -21,7 +21,7 @@ import tokenizer as tokenizers
 from autoregressive.config import DrawConfig, SampleConfig, Sampling
 from autoregressive.generate import check_num_tokens, generate
 from autoregressive.guidance import Guidance
-from autoregressive.layers import KVCache
+from autoregressive.layers import KVCache, keep_caches_uncompiled
 from autoregressive.models.gpt import GPT
 from autoregressive.pairing import class_names, load_generator
 from autoregressive.recorded import RecordedDraw
@@ -60,11 +60,9 @@ class ImageSampler:
         elif precision == "bf16" and device.type == "cpu":
             pack_linears(generator)
         if compile:
-            # Neither at the top of a file: they import FSDP and torch's compiler, over a second of every job's start.
-            from common.parallel import compile_units
+            from common.parallel import compile_units  # it imports FSDP, which no other sampling has to wait for
 
-            # Inside compiled blocks it would be compiled anew for many of the positions.
-            KVCache.attend = torch.compiler.disable(KVCache.attend)
+            keep_caches_uncompiled()
             compile_units(generator)
         self.generator = generator
         self.tokenizer, self._inference = tokenizer, Inference(tokenizer, vq_precision, compile)

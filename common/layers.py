@@ -1,46 +1,12 @@
-"""What more than one network uses: attention, RMSNorm, DropPath, 2D rotary positions, and building without weights."""
+"""Small layers that more than one network uses: attention, RMSNorm, DropPath, 2D rotary positions."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-__all__ = ["DropPath", "RMSNorm", "attend", "on_meta", "rotary_table_2d", "rotate", "unfilled"]
-
-
-def on_meta() -> bool:
-    """Whether modules are being built on the meta device, for a cost estimate: then weights need not be there."""
-    return torch.get_default_device().type == "meta"
-
-
-class _NothingDrawn(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function is nn.init.normal_:
-            return kwargs["tensor"]
-        return args[0] if function is Tensor.normal_ else function(*args, **kwargs)
-
-
-@contextmanager
-def unfilled() -> Iterator[None]:
-    """Build modules here whose weights come from a file: they take no memory, and no time to draw.
-
-    On the meta device alone, torch imports its whole compiler for the first normal distribution: over a second.
-    """
-    with torch.device("meta"), _NothingDrawn():
-        yield
+__all__ = ["DropPath", "RMSNorm", "attend", "rotary_table_2d", "rotate"]
 
 
 def attend(

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.checkpoint import has_weights, load_into, read_config, read_weights, resolve_folder
 from common.config import merge, read_yaml, resolve
 from common.errors import UserError
-from common.layers import unfilled
+from common.meta import unfilled
 from common.weights import Released, read_released
 from tokenizer.config import TokenizerConfig
 from tokenizer.legacy import from_released, to_released

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from common.errors import UserError
-from common.layers import on_meta
+from common.meta import on_meta
 from tokenizer.config import BackboneConfig, TrainConfig
 from tokenizer.layers.vit import Vit
 from tokenizer.model import Tokenizer

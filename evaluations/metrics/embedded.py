@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.layers import on_meta
+from common.meta import on_meta
 
 __all__ = ["EfficientNetLite"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from common.config import opt
 from common.errors import UserError
-from common.layers import on_meta
+from common.meta import on_meta
 
 __all__ = ["LPIPS", "LPIPSNetwork"]
 

@@ -15,7 +15,7 @@ from torch.nn.utils import spectral_norm
 
 from common.config import opt
 from common.errors import UserError
-from common.layers import on_meta
+from common.meta import on_meta
 from tokenizer.discriminators.diffaug import NUM_UNIFORMS, augment
 from tokenizer.discriminators.frozen import OnFrozen
 from tokenizer.layers.vit import Vit, VitConfig

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.config import opt
 from common.errors import UserError
-from common.layers import on_meta
+from common.meta import on_meta
 from evaluations.metrics.embedded import NUM_FEATURES, EfficientNetLite
 from evaluations.metrics.lpips import LPIPS
 from tokenizer.losses.frechet import FrechetPull
