@@ -7,7 +7,7 @@ from typing import Any
 
 from autoregressive.guidance import Guidance
 from common.config import MISSING, opt, part
-from common.settings import SCHEDULES, EstimateConfig, LogConfig, OptimConfig, RunConfig
+from common.options import SCHEDULES, EstimateConfig, LogConfig, OptimConfig, RunConfig
 
 __all__ = [
     "DrawConfig",

@@ -5,13 +5,26 @@ IN is a released file, a run, a checkpoint folder or a hub id; a tokenizer or a 
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 
+import torch
+from torch import nn
+
+from autoregressive import loading as generators
 from common import config
+from common.checkpoint import read_config, resolve_folder
 from common.config import MISSING, opt
 from common.errors import UserError
+from common.hub import write_folder
+from common.weights import read_released
+from tokenizer import loading as tokenizers
+from tokenizer.model import Tokenizer
 
 
 @dataclass
@@ -33,10 +46,56 @@ def with_positions(words: list[str], names: tuple[str, ...]) -> list[str]:
     return flags + words[len(bare) :]
 
 
+FILES = (".pt", ".pth", ".bin")
+
+
+def load_any(path: str, weights: str | None, model_yaml: str | None) -> nn.Module:
+    """The tokenizer or generator at a path, whichever it is."""
+    found = resolve_folder(path)
+    if found.is_file():
+        tensors = read_released(found, ("model", "ema", "module", "state_dict")).tensors
+        is_tokenizer = any(key.startswith(("quantize.", "quantizer.")) for key in tensors)
+    else:
+        is_tokenizer = "encoder" in read_config(found)["model"]
+    if is_tokenizer:
+        return tokenizers.load_tokenizer(path, weights or "ema", "cpu", model_yaml)
+    return generators.load_generator(path, weights or "model", "cpu", model_yaml)
+
+
+def run(config: ConvertConfig) -> Path:
+    """The job behind `python -m autoregressive.convert`: returns what it wrote."""
+    out = Path(config.out)
+    if out.exists():
+        raise UserError(f"{config.out!r} exists; choose another OUT or remove it")
+    model = load_any(config.source, config.weights, config.model_yaml)
+    kind = "tokenizer" if isinstance(model, Tokenizer) else "generator"
+    if out.suffix in FILES:
+        write = tokenizers.write_released if kind == "tokenizer" else generators.write_released
+        _whole(out, lambda partial: write(model, partial))
+    else:
+        _whole(out, lambda partial: write_folder(partial, model, model.hub_config(), kind))
+    count = sum(value.numel() for value in model.parameters())
+    print(f"{out}: a {kind} of {count:,} parameters, {len(model.state_dict())} tensors")
+    return out
+
+
+def _whole(out: Path, write: Callable[[Path], None]) -> None:
+    """Write beside `out` and rename, so that `out` is never half there."""
+    partial = out.with_name(out.name + ".partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    try:
+        with torch.no_grad():
+            write(partial)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{str(out)!r} could not be written ({reason}); free space or choose another OUT") from error
+    os.replace(partial, out)
+
+
 def main() -> None:
     settings = config.parse(ConvertConfig, with_positions(sys.argv[1:], ("source", "out")), about=__doc__)
-    from autoregressive.converter import run
-
     run(settings)
 
 

@@ -2,18 +2,305 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import tokenizer as tokenizers
 from autoregressive.config import TrainConfig
-from autoregressive.legacy import TRAIN_FLAGS
-from common import config
-from common.flags import joined
+from autoregressive.paper_flags import TRAIN_FLAGS
+from autoregressive.regression import RegressedGenerator
+from common import checkpoint, config, dist, loop, optim, parallel
+from common.codes import CodeStore
+from common.config import build
+from common.data import batches, share, stream
+from common.dist import World
+from common.errors import UserError
+from common.estimate import measure
+from common.images import from_pixels
+from common.paper_flags import joined
+from common.shards import open_images
+from common.token_lines import TokenLines
+from tokenizer.model import Tokenizer
+
+
+@torch.no_grad()
+def position_losses(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_tokens: int, precision: str, device: torch.device
+) -> Tensor:
+    """Cross-entropy of every code position, averaged over the images of all ranks: float64 (num_tokens,), in nats.
+
+    `batches`: this rank's (codes int64 (B,num_tokens), labels int64 (B,)), every image once over all ranks. Sums and
+    counts are added up before the one division, so neither batch sizes nor shares of different length weigh in.
+    """
+    totals = torch.zeros(num_tokens + 1, dtype=torch.float64, device=device)  # the last entry counts images
+    for codes, labels in batches:
+        codes, labels = codes.to(device), labels.to(device)
+        with loop.autocast(precision, device):
+            logits = model(codes, labels)
+        totals[:-1] += F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").double().sum(dim=0)
+        totals[-1] += len(codes)
+    totals = torch.stack(dist.all_gather(totals)).sum(dim=0)
+    return totals[:-1] / totals[-1]
+
+
+class Source:
+    """Where codes come from: a store, or images and the tokenizer that encodes them in every step."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        """Raises: UserError unless exactly one of data.codes and data.root is given, data.root with a tokenizer."""
+        data, seed = config.data, config.run.seed
+        if bool(data.codes) == bool(data.root):
+            raise UserError("give either a code store (--code-path) or an image folder (--data-path with --vq-ckpt)")
+        self.device = world.device
+        self.tokenizer: Tokenizer | None = None
+        self.dataset: Dataset[dict[str, Any]]
+        if data.codes:
+            self.dataset = open_codes(data.codes, config.model, seed)
+            self.num_tokens, self.codebook_size = self.dataset.num_tokens, self.dataset.codebook_size
+            self.tokenizer_hash = self.dataset.meta["tokenizer"]
+            stated = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt)) if data.vq_ckpt else None
+            if self.tokenizer_hash is None:  # a file of tokens does not say what made it
+                self.tokenizer_hash = stated
+            elif stated not in (None, self.tokenizer_hash):
+                raise UserError(f"{data.codes!r} are not codes of {data.vq_ckpt!r}; leave --vq-ckpt out")
+        else:
+            if not data.vq_ckpt:
+                raise UserError("images need a tokenizer to be encoded by; give --vq-ckpt RUN (data.vq_ckpt)")
+            named = (data.tok_config, data.image_size)
+            self.tokenizer = tokenizers.load(data.vq_ckpt, data.weights, world.device, *named)
+            self.num_tokens = config.model["num_tokens"] or self.tokenizer.num_tokens
+            self.codebook_size = self.tokenizer.codebook_size
+            self.tokenizer_hash = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt))
+            size = self.tokenizer.image_size
+            self.dataset = open_images(data.root, size, data.crop, data.flip, seed, data.bad_images)
+        self.classes = self.dataset.classes
+
+    def codes(self, batch: dict[str, Tensor]) -> Tensor:
+        """int64 (B, num_tokens) of a batch, on the device."""
+        if "codes" in batch:
+            return batch["codes"].to(self.device)
+        return self.tokenizer.encode(from_pixels(batch["pixels"].to(self.device)))[:, : self.num_tokens]
+
+    def complete(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The generator's config with the numbers that the data determine.
+
+        Raises: UserError if the config states other ones.
+        """
+        known = {"codebook_size": self.codebook_size, "num_tokens": self.num_tokens, "num_classes": len(self.classes)}
+        for key, value in known.items():
+            if model[key] not in (None, value) and not (key == "num_classes" and model[key] > value):
+                raise UserError(f"model.{key} is {model[key]}, the data have {value}; leave it out or change the data")
+        return {**model, **{key: model[key] or value for key, value in known.items()}}
+
+
+def open_codes(path: str, model: Mapping[str, Any], seed: int = 0) -> CodeStore | TokenLines:
+    """A code store, or the `.jsonl` that RobusTok and RAR release."""
+    if path.endswith(".jsonl"):
+        return TokenLines(path, model["codebook_size"], model["num_tokens"])
+    return CodeStore(path, model["num_tokens"], seed)
+
+
+class GeneratorTrainee:
+    """Builds the objects of a `TrainConfig` and takes its steps."""
+
+    alarms = ()
+
+    def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
+        self.config, self.world, self.source = config, world, source
+        torch.manual_seed(config.run.seed)
+        self.model = build("autoregressive.models:GENERATORS", config.model)
+        self.regressed = self._regressed() if config.regression else None
+        trained = self.regressed or self.model
+        self.ema = optim.Ema(self.model, config.ema_decay) if config.ema_decay else None
+        self.wrapped = parallel.wrap(trained, config.run, world).train()
+        if self.ema:
+            self.ema.place(config.run, world)
+        self.optimizer = self._optimizer(trained)
+        self.held_out = self._held_out() if config.run.validate_every else None
+
+    def _optimizer(self, trained: nn.Module) -> torch.optim.Optimizer | optim.MuonAdamW:
+        given = self.config.optim
+        if given.muon_lr is None:
+            return optim.adamw(trained, given)
+        if self.config.run.parallel == "fsdp":
+            raise UserError("optim.muon_lr needs whole matrices; use run.parallel=ddp or optim.muon_lr=null")
+        return optim.MuonAdamW(trained, given, given.muon_lr)
+
+    def _regressed(self) -> RegressedGenerator:
+        data = self.config.data
+        if not data.vq_ckpt:
+            raise UserError("regression needs the tokenizer's code vectors; give --vq-ckpt RUN, or set regression=null")
+        tokenizer = self.source.tokenizer or tokenizers.load(
+            data.vq_ckpt, data.weights, self.world.device, data.tok_config, data.image_size
+        )
+        codes = torch.arange(self.model.codebook_size, device=self.world.device)
+        codebook = tokenizer.quantizer.lookup(codes)
+        return RegressedGenerator(self.model, self.config.regression, codebook)
+
+    def _held_out(self) -> CodeStore:
+        if not self.config.data.val_codes:
+            raise UserError("run.validate_every is set but data.val_codes is not; give --val-code-path STORE")
+        store = CodeStore(self.config.data.val_codes, self.source.num_tokens)
+        if store.codebook_size != self.source.codebook_size or store.classes != self.source.classes:
+            raise UserError("data.val_codes has another codebook or other classes than the training codes")
+        return store
+
+    def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        config = self.config
+        codes, labels = self.source.codes(batch), batch["label"]
+        micro = parallel.micro_batches((codes, labels, *self._draw(codes, step)), config.run.accumulate)
+        self.optimizer.zero_grad(set_to_none=True)
+        logged: dict[str, Tensor] = {}
+        for number, part in enumerate(micro, start=1):
+            with parallel.synchronised(self.wrapped, now=number == len(micro)):
+                losses = self._losses(*part)
+                (sum(losses.values()) / len(micro)).backward()
+            for name, value in losses.items():
+                logged[name] = logged.get(name, 0) + value.detach() / len(micro)
+        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, sum(logged.values()))
+        if self.ema:
+            self.ema.update(self.model)
+        rate = norm.new_tensor(optim.rate(config.optim, step, config.run.steps))
+        return logged | {"train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
+
+    def _losses(
+        self, codes: Tensor, labels: Tensor, drop: Tensor, fed: Tensor, *orders: Tensor
+    ) -> dict[str, Tensor]:
+        """Those of a micro-batch under the names they are logged by; their sum is what is trained."""
+        with loop.autocast(self.config.run.precision, self.world.device):
+            if self.regressed:
+                logits, others = self.wrapped(fed, labels, drop, codes)
+            else:
+                logits, others = self.wrapped(fed, labels, drop, *orders), {}
+        losses = {"train/loss": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
+        return losses | {f"train/loss_{name}": value for name, value in others.items()}
+
+    def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, ...]:
+        """Which labels of this rank's batch to hide, bool (B,), the codes to feed, int64 (B, N), and the orders (B, N)
+        of a generator that trains on other ones than the codes' own.
+
+        Everything is drawn for the global batch and sliced, so the number of ranks changes nothing.
+        """
+        local, num_tokens = codes.shape
+        whole = local * self.world.size
+        mine = slice(local * self.world.rank, local * (self.world.rank + 1))
+        generator = loop.step_generator(self.config.run.seed, step)
+        drop = (torch.rand(whole, generator=generator) < self.model.class_dropout)[mine].to(codes.device)
+        fed = codes
+        if self.config.input_noise:
+            replaced = (torch.rand(whole, num_tokens, generator=generator) < self.config.input_noise)[mine]
+            random = torch.randint(self.model.codebook_size, (whole, num_tokens), generator=generator)[mine]
+            fed = torch.where(replaced.to(codes.device), random.to(codes.device), codes)
+        drawn = (drop, fed)
+        if hasattr(self.model, "draw_orders"):
+            orders = self.model.draw_orders(whole, step / self.config.run.steps, generator)
+            drawn += (orders[mine].to(codes.device),)
+        # Dropout inside the model draws from the global generators: a resumed run repeats what it would have drawn.
+        torch.manual_seed((generator.initial_seed() * 4096 + self.world.rank) % 2**63)
+        return drawn
+
+    def network(self) -> nn.Module:
+        """What is sharded."""
+        return self.regressed or self.model
+
+    def frozen(self) -> list[nn.Module]:
+        """The tokenizer, where images are tokenized on the fly."""
+        return [self.source.tokenizer] if self.source.tokenizer else []
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        files = {"model": self.model.state_dict()}
+        if self.ema:
+            files["ema"] = self.ema.state_dict()
+        if self.regressed:
+            files["regression"] = self.regressed.heads.state_dict()
+        return files
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if self.ema:
+            state["ema_updates"] = self.ema.updates
+        return state
+
+    def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
+        checkpoint.load_into(self.model, weights("model"), "model")
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            checkpoint.load_into(self.ema.module, weights("ema"), "ema")
+            self.ema.updates = state["ema_updates"]
+        if self.regressed:
+            checkpoint.load_into(self.regressed.heads, weights("regression"), "regression")
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean cross-entropy per code on the held-out store, every code once, labels shown."""
+        model = self.ema.module if self.ema else self.model.eval()
+        mine = share(len(self.held_out), self.world.rank, self.world.size)
+        size = max(1, self.config.data.batch_size // self.world.size)
+        pairs = ((batch["codes"], batch["label"]) for batch in batches(self.held_out, mine, size))
+        num_tokens, precision = self.source.num_tokens, self.config.run.precision
+        with parallel.gathered(self.ema.module if self.ema else self.wrapped):
+            losses = position_losses(model, pairs, num_tokens, precision, self.world.device)
+        self.wrapped.train()
+        return {"val/loss": losses.mean().item()}
+
+
+def run(config: TrainConfig) -> None:
+    """The job behind `python -m autoregressive.train`."""
+    with loop.job(config.run) as world:
+        source = Source(config, world)
+        config = dataclasses.replace(config, model=source.complete(config.model))
+        trainee = GeneratorTrainee(config, world, source)
+        data = config.data
+
+        def loader(start: int, stop: int) -> Iterable[dict[str, Tensor]]:
+            order = (data.batch_size, world.rank, world.size, config.run.seed, start, stop)
+            return stream(source.dataset, *order, workers=data.workers)
+
+        meta = {"classes": source.classes, "tokenizer": source.tokenizer_hash}
+        described = dataclasses.asdict(config)
+        loop.run(trainee, loader, config.run, config.log, world, described, meta, source.dataset.name)
+
+
+class _NoData:
+    """Stands for a code store where only the cost of a step is measured."""
+
+    tokenizer = None
+
+    def codes(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["codes"]
+
+
+def without_data(config: TrainConfig) -> tuple[Callable[[World], GeneratorTrainee], Callable[[int], dict[str, Tensor]]]:
+    """A trainer without regression or validation, and random batches of extracted codes, to measure what a step costs.
+
+    Building it raises UserError when the config leaves a number to the data that the cost depends on.
+    """
+    run, model = dataclasses.replace(config.run, validate_every=0), config.model
+    config = dataclasses.replace(config, run=run, regression=None)
+    return (
+        lambda world: GeneratorTrainee(config, world, _NoData()),
+        lambda count: {
+            "codes": torch.randint(0, model["codebook_size"], (count, model["num_tokens"])),
+            "label": torch.randint(0, model["num_classes"], (count,)),
+        },
+    )
+
+
+def estimate(config: TrainConfig) -> None:
+    """Print what a step on extracted codes costs."""
+    measured = measure(*without_data(config), config.data.batch_size, config.run, config.estimate)
+    print("\n".join(measured.lines(config.estimate.tflops)))
 
 
 def main() -> None:
     settings = config.parse(TrainConfig, joined(sys.argv[1:], "results/gpt"), aliases=TRAIN_FLAGS, about=__doc__)
-    from autoregressive.trainer import estimate, run
-
     (estimate if settings.estimate else run)(settings)
 
 

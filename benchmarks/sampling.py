@@ -11,7 +11,7 @@ import torch
 from autoregressive.config import Sampling
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT
-from autoregressive.sampler import ImageSampler
+from autoregressive.sample import ImageSampler
 from benchmarks.plain_sampler import plain_codes
 from benchmarks.timing import Work, compare, median_seconds
 from benchmarks.training import STAND_INS

@@ -12,7 +12,7 @@ from benchmarks.training import CASES, prepare
 from common.dist import World
 from common.estimate import measure
 from common.loop import Trainee
-from common.settings import EstimateConfig
+from common.options import EstimateConfig
 
 __all__ = ["gpt_training", "tokenizer_training"]
 

@@ -32,7 +32,7 @@ from common.errors import UserError
 from common.estimate import measure
 from common.loop import Trainee
 from common.memory import peak_memory_gb
-from common.settings import EstimateConfig
+from common.options import EstimateConfig
 
 __all__ = ["CASES", "run"]
 
@@ -90,7 +90,7 @@ def prepare(
     words = ["--config", str(ROOT / path), f"data.batch_size={size}", f"run.device={device.type}", *own, *words]
     job = "autoregressive" if "gpt" in path else "tokenizer"
     settings = config.parse(importlib.import_module(f"{job}.config").TrainConfig, words)
-    return settings, *importlib.import_module(f"{job}.trainer").without_data(settings)
+    return settings, *importlib.import_module(f"{job}.train").without_data(settings)
 
 
 def measure_case(case: str, repeats: int, batch_size: int | None = None) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class ImageFolder(Dataset):
             try:
                 return index, self.read(index)
             except UserError:
-                continue  # counted and named by common.feed, which sees both indices
+                continue  # counted and named by common.prefetch, which sees both indices
         return asked, self.read(asked)
 
 

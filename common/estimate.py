@@ -22,7 +22,7 @@ from common import parallel
 from common.dist import World
 from common.errors import UserError
 from common.loop import Trainee
-from common.settings import EstimateConfig, RunConfig
+from common.options import EstimateConfig, RunConfig
 
 __all__ = ["Estimate", "MetaAutocast", "measure"]
 

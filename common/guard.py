@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from common.errors import UserError
-from common.settings import RunConfig
+from common.options import RunConfig
 
 
 class NotFinite:

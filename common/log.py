@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common import dist
 from common.dist import World
 from common.errors import UserError
-from common.settings import LogConfig
+from common.options import LogConfig
 
 
 class Logger:

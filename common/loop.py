@@ -20,13 +20,13 @@ from tqdm import tqdm
 from common import checkpoint, dist
 from common.dist import World
 from common.errors import UserError
-from common.feed import Feed
 from common.guard import Alarm, NotFinite
-from common.interrupts import Interrupts
 from common.log import Averages, Logger, trim_metrics, write_failure
 from common.memory import peak_memory_gb
+from common.options import LogConfig, RunConfig
+from common.prefetch import Feed
 from common.saver import Saver
-from common.settings import LogConfig, RunConfig
+from common.signals import Interrupts
 
 
 class Trainee(Protocol):

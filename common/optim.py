@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from common import dist, parallel
 from common.dist import World
 from common.errors import UserError
-from common.settings import OptimConfig, RunConfig
+from common.options import OptimConfig, RunConfig
 
 
 def rate(config: OptimConfig, step: int, steps: int) -> float:

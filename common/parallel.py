@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from common import dist
 from common.dist import World
 from common.errors import UserError
-from common.settings import RunConfig
+from common.options import RunConfig
 
 __all__ = [
     "clip_gradients", "compile_units", "gathered", "micro_batches", "replicate", "shard", "synchronised", "units",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common import checkpoint, dist
-from common.settings import RunConfig
+from common.options import RunConfig
 
 
 class Saver:

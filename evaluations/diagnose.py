@@ -8,11 +8,33 @@ tokens gain nothing is what nested dropout alone tends to leave, and what ReTok 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from common import config
-from common.config import MISSING, opt, part
+import matplotlib as mpl
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+import tokenizer as tokenizers
+from common import config, dist
+from common.config import MISSING, build, opt, part
+from common.data import ImageFolder, batches, share
+from common.dist import World
+from common.errors import UserError
+from common.images import from_pixels
+from common.loop import autocast
+from evaluations import record
+from evaluations.metrics import FEATURES
+from evaluations.metrics.frechet import Moments, frechet_distance
+from evaluations.report_figures import COLOURS, STYLE
+from evaluations.study import markdown
+from evaluations.usage import CodeUsage
+from tokenizer.model import Tokenizer
 
 
 @dataclass
@@ -33,10 +55,176 @@ class DiagnoseConfig:
 FLAGS: dict[str, config.Alias] = {"perceptual": "perceptual.name"}
 
 
+def run(config: DiagnoseConfig) -> dict[str, Any]:
+    """Measure and write; returns what `diagnosis.json` says."""
+    with dist.joined(config.device) as world:
+        tokenizer = tokenizers.load(config.vq_ckpt, config.weights, world.device)
+        return _run(config, world, tokenizer)
+
+
+def _run(config: DiagnoseConfig, world: World, tokenizer: Tokenizer) -> dict[str, Any]:
+    if config.frechet and config.frechet not in FEATURES:
+        raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
+    dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
+    count = min(len(dataset), config.num_images or len(dataset))
+    if count < 2:
+        raise UserError(f"--num-images leaves {count} image; expected at least 2, entropy is over images")
+    chosen = [round((i + 0.5) * len(dataset) / count - 0.5) for i in range(count)]
+    job = Diagnosis(config, world, tokenizer)
+    mine = [chosen[at] for at in share(count, world.rank, world.size)]
+    for batch in tqdm(
+        batches(dataset, mine, config.batch_size), total=-(-len(mine) // config.batch_size),
+        desc="diagnosis", unit="batch", disable=not world.is_main, dynamic_ncols=True,
+    ):  # fmt: skip
+        job.add(from_pixels(batch["pixels"]).to(world.device))
+    curves, usage = job.gather()
+    if not world.is_main:
+        return {}
+    results = summarise(curves, job.prefixes, usage)
+    question = dataclasses.asdict(config) | {"job": "diagnose", "tokenizer": record.checkpoint(config.vq_ckpt)}
+    out = Path(config.out)
+    flags = record.few_images(count) if config.frechet else []
+    results = record.write(out / "diagnosis.json", question, results, flags)
+    (out / "positions.md").write_text(table(results))
+    plot(results, out / "positions.png")
+    for name, value in results["summary"].items():
+        print(f"{name}: {value:.4f}")
+    print(f"results: {out / 'diagnosis.json'}, {out / 'positions.md'}, {out / 'positions.png'}")
+    return results
+
+
+class Diagnosis:
+    """Sums over the images of this process: how often each code occurs where, and the error of every prefix."""
+
+    def __init__(self, config: DiagnoseConfig, world: World, tokenizer: Tokenizer) -> None:
+        self.config, self.world, self.tokenizer = config, world, tokenizer
+        every = config.every or max(1, tokenizer.num_tokens // 64)
+        if not 1 <= every <= tokenizer.num_tokens:
+            raise UserError(f"--every got {config.every}; expected 1 to {tokenizer.num_tokens}")
+        # A 2D tokenizer decodes nothing but the whole grid.
+        inner = range(every, tokenizer.num_tokens, every) if tokenizer.is_1d else ()
+        self.prefixes = sorted({*inner, tokenizer.num_tokens, *({1, tokenizer.num_tokens // 2} if inner else ())})
+        self.usage = CodeUsage(tokenizer.num_tokens, tokenizer.codebook_size)
+        self.sums: dict[str, Tensor] = {}
+        self.perceptual = None
+        if config.perceptual:
+            self.perceptual = build("evaluations.metrics:PERCEPTUAL", config.perceptual).to(world.device)
+        self.extractor = FEATURES[config.frechet](device=world.device) if config.frechet else None
+        self.moments = {k: Moments() for k in (0, *self.prefixes)}  # 0: the originals
+
+    @torch.inference_mode()
+    def add(self, images: Tensor) -> None:
+        """images (B,3,H,W) in [-1,1]."""
+        with autocast(self.config.precision, self.world.device):
+            codes = self.tokenizer.encode(images)
+        self.usage.update(codes)
+        self._features(0, images)
+        for place, k in enumerate(self.prefixes):
+            with autocast(self.config.precision, self.world.device):
+                decoded = self.tokenizer.decode(codes[:, :k]).float().clamp(-1, 1)
+            self._sum("mse", place, (decoded - images).square().mean(dim=(1, 2, 3)))
+            if self.perceptual is not None:
+                self._sum(self.perceptual.name, place, self.perceptual(decoded, images))
+            self._features(k, decoded)
+
+    def _sum(self, name: str, place: int, values: Tensor) -> None:
+        sums = self.sums.setdefault(name, torch.zeros(len(self.prefixes), dtype=torch.float64))
+        sums[place] += values.double().sum().cpu()
+
+    def _features(self, k: int, images: Tensor) -> None:
+        if self.extractor is not None:
+            self.moments[k].update(self.extractor(images)[0].cpu().numpy())
+
+    def gather(self) -> tuple[dict[str, list[float]], CodeUsage]:
+        """Error of every prefix by metric, and code counts, over all ranks."""
+        gathered = dist.gather_objects((self.sums, self.moments, self.usage.counts))
+        for _, moments, counts in gathered[1:]:
+            self.usage.counts += counts
+            for k, mine in self.moments.items():
+                mine.merge(moments[k])
+        images = int(self.usage.counts[0].sum())
+        curves = {name: (sum(sums[name] for sums, _, _ in gathered) / images).tolist() for name in self.sums}
+        if self.extractor is not None:
+            original = self.moments[0].gaussian()
+            curves[self.config.frechet] = [
+                frechet_distance(original, self.moments[k].gaussian()) for k in self.prefixes
+            ]
+        return curves, self.usage
+
+
+def summarise(curves: dict[str, list[float]], prefixes: list[int], usage: CodeUsage) -> dict[str, Any]:
+    """Figures per position and, for the tail (the second half of the sequence), in short.
+
+    `entropy` is that of the code distribution at a position over log(min(codebook, images)): 0 = always the same code.
+    `gains` of a metric hold, for each interval between two prefixes, the drop of the error per added token.
+    `tail_gain_*` is the share of the error at N/2 tokens that the other half removes.
+    """
+    seen = usage.summary()
+    positions, codebook_size = usage.counts.shape
+    most = math.log(min(codebook_size, seen["images"]))
+    entropy = [math.log(value) / most for value in seen["perplexity_per_position"]]
+    tail = slice(positions // 2, None)
+    gains = {
+        name: [(values[i] - values[i + 1]) / (prefixes[i + 1] - prefixes[i]) for i in range(len(values) - 1)]
+        for name, values in curves.items()
+    }
+    summary = {
+        "mean_usage": _mean(seen["usage_per_position"]), "tail_usage": _mean(seen["usage_per_position"][tail]),
+        "mean_entropy": _mean(entropy), "tail_entropy": _mean(entropy[tail]),
+    }
+    if positions // 2 in prefixes:
+        half = prefixes.index(positions // 2)
+        summary |= {f"tail_gain_{name}": 1 - values[-1] / values[half] for name, values in curves.items()}
+    return {
+        "images": seen["images"], "summary": summary,
+        "positions": {"usage": seen["usage_per_position"], "entropy": entropy},
+        "prefixes": {"num_tokens": prefixes, **curves}, "gains": gains,
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def table(results: dict[str, Any]) -> str:
+    """A row for every position; errors and gains stand where a prefix ends."""
+    positions, prefixes = results["positions"], results["prefixes"]
+    rows = [
+        {"position": i + 1, "codebook use": f"{use:.3f}", "entropy": f"{entropy:.3f}"}
+        for i, (use, entropy) in enumerate(zip(positions["usage"], positions["entropy"], strict=True))
+    ]
+    for name in results["gains"]:
+        gains = [math.nan, *results["gains"][name]]
+        for k, value, gain in zip(prefixes["num_tokens"], prefixes[name], gains, strict=True):
+            rows[k - 1][name] = f"{value:.5f}"
+            rows[k - 1][f"gain {name}"] = "" if math.isnan(gain) else f"{gain:.2e}"
+    columns = ["position", "codebook use", "entropy"]
+    columns += [column for name in results["gains"] for column in (name, f"gain {name}")]
+    return markdown(columns, rows)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Entropy and use per position, and the error of every prefix."""
+    positions, prefixes = results["positions"], results["prefixes"]
+    where = range(1, len(positions["usage"]) + 1)
+    curves = [name for name in prefixes if name != "num_tokens"] if len(prefixes["num_tokens"]) > 1 else []
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * (2 + len(curves)), 3.0), layout="constrained")
+        left, right, *others = figure.subplots(1, 2 + len(curves))
+        left.bar(where, positions["entropy"], color=COLOURS[0], width=0.85)
+        left.set(title=f"Normalised entropy, tail {results['summary']['tail_entropy']:.2f}", ylim=(0, 1))
+        right.bar(where, positions["usage"], color=COLOURS[2], width=0.85)
+        right.set(title=f"Share of the codebook, mean {results['summary']['mean_usage']:.2f}")
+        for axes, name in zip(others, curves, strict=True):
+            axes.plot(prefixes["num_tokens"], prefixes[name], color=COLOURS[1], marker="o", markersize=3)
+            axes.set(title=name, xlabel="tokens decoded")
+        for axes in (left, right):
+            axes.set_xlabel("position in the sequence")
+        figure.savefig(path, dpi=130, facecolor="white")
+
+
 def main() -> None:
     settings = config.parse(DiagnoseConfig, aliases=FLAGS, about=__doc__)
-    from evaluations.diagnose_job import run
-
     run(settings)
 
 

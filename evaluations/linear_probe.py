@@ -9,15 +9,34 @@ images to `<out>/results.json`. Interrupted, the same command continues; --eval 
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from autoregressive.legacy import COMMON_FLAGS
-from common import config
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import tokenizer as tokenizers
+from autoregressive.pairing import load_generator
+from autoregressive.paper_flags import COMMON_FLAGS
+from common import checkpoint, config, dist, loop, optim
 from common.config import MISSING, opt
-from common.flags import half, joined, switch
-from common.settings import LogConfig
+from common.data import ImageFolder, batches, share, stream
+from common.dist import World
+from common.errors import UserError
+from common.images import from_pixels
+from common.options import LogConfig, OptimConfig, RunConfig
+from common.paper_flags import half, joined, switch
+from common.shards import open_images
+from evaluations import record
+from evaluations.probe_features import Features, generator_features, tokenizer_features
 
 
 @dataclass
@@ -78,10 +97,201 @@ FLAGS: dict[str, Any] = {
 }
 
 
+class Lars(torch.optim.Optimizer):
+    """Momentum SGD; a matrix moves by `trust` times its norm per unit of gradient norm, a vector as in plain SGD.
+
+    Source: You et al., "Large batch training of convolutional networks" (arXiv 1708.03888), as MAE's and GigaTok's
+    linear probes use it: momentum 0.9, trust 0.001.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.9, trust: float = 1e-3
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for value in group["params"]:
+                if value.grad is None:
+                    continue
+                update = value.grad
+                if value.dim() > 1:
+                    update = update + group["weight_decay"] * value
+                    size, change = value.norm(), update.norm()
+                    scale = group["trust"] * size / change
+                    update = update * torch.where((size > 0) & (change > 0), scale, torch.ones_like(size))
+                momentum = self.state[value].setdefault("momentum", torch.zeros_like(value))
+                momentum.mul_(group["momentum"]).add_(update)
+                value.sub_(momentum, alpha=group["lr"])
+
+
+class Probe(nn.Module):
+    """Features (B,D) -> logits (B,K): normalised over the batch, then one linear layer. Source: MAE's linear probe."""
+
+    def __init__(self, width: int, num_classes: int, seed: int = 0) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, num_classes)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(self.norm(features))
+
+
+class ProbeTrainee:
+    """One step: the features of this rank's images, gathered, then the same update of the small probe on every rank.
+
+    So the normalisation sees the global batch, and any number of ranks trains the same probe.
+    """
+
+    alarms = ()
+
+    def __init__(self, config: ProbeConfig, world: World, features: Features, num_classes: int, schedule: OptimConfig,
+                 steps: int) -> None:  # fmt: skip
+        self.precision, self.world, self.features = config.precision, world, features
+        self.schedule, self.steps = schedule, steps
+        self.probe = Probe(features.width, num_classes, config.seed).to(world.device)
+        self.optimizer = Lars(self.probe.parameters(), schedule.lr, schedule.weight_decay)
+
+    def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        mine = read(self.features, batch["pixels"], self.precision, self.world.device)
+        features, labels = torch.cat(dist.all_gather(mine)), torch.cat(dist.all_gather(batch["label"]))
+        logits = self.probe.train()(features)
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        _, not_finite = optim.update(self.optimizer, self.schedule, step, self.steps, loss)
+        right = (logits.argmax(dim=1) == labels).float().mean()
+        return {"train/loss": loss, "train/accuracy": right, "not_finite": not_finite}
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        return {"model": self.probe.state_dict()}
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
+        checkpoint.load_into(self.probe, weights("model"), "model")
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def validate(self) -> dict[str, float]:
+        """Nothing while it trains: the job measures the finished probe."""
+        return {}
+
+
+@torch.no_grad()
+def read(features: Features, pixels: Tensor, precision: str, device: torch.device) -> Tensor:
+    """uint8 (B,H,W,3) -> float32 features (B,width)."""
+    with loop.autocast(precision, device):
+        return features.read(from_pixels(pixels.to(device))).float()
+
+
+@torch.no_grad()
+def accuracy(
+    probe: Probe, features: Features, data: ImageFolder, world: World, precision: str, batch_size: int, workers: int = 0
+) -> dict[str, int]:
+    """How many of all ranks' images the probe gets right, and how many there are: sums, which no share's size bends."""
+    probe.eval()
+    sums = torch.zeros(2, dtype=torch.int64, device=world.device)
+    mine = share(len(data), world.rank, world.size)
+    bar = tqdm(total=len(mine), desc="probe accuracy", unit="image", disable=not world.is_main, dynamic_ncols=True)
+    for batch in batches(data, mine, batch_size, workers):
+        found = probe(read(features, batch["pixels"], precision, world.device)).argmax(dim=1)
+        sums += torch.stack(((found == batch["label"].to(world.device)).sum(), torch.tensor(len(found)).to(found)))
+        bar.update(len(found))
+    bar.close()
+    correct, images = torch.stack(dist.all_gather(sums)).sum(dim=0).tolist()
+    return {"correct": correct, "images": images}
+
+
+def run(config: ProbeConfig) -> dict[str, Any]:
+    """Train (or resume, or with `eval` only load) a probe and measure it; returns what `<out>/results.json` says."""
+    if not config.data_path and not config.eval:
+        raise UserError("a probe needs images to train on; give --data-path DIR, or --eval to measure a trained one")
+    if config.lin_probe_ckpt and not config.eval:
+        raise UserError("--lin-probe-ckpt is the probe that --eval measures; add --eval or leave it out")
+    with dist.joined(config.device) as world:
+        tokenizer = tokenizers.load(
+            config.vq_ckpt, config.vq_weights, world.device, config.tok_config, config.image_size
+        )
+        if config.gpt_ckpt:
+            model = load_generator(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
+            features = generator_features(model, tokenizer, config.n_layer, config.num_code)
+        else:
+            features = tokenizer_features(tokenizer, config.features, config.num_code)
+        return train_and_measure(config, world, features, tokenizer.image_size)
+
+
+def train_and_measure(config: ProbeConfig, world: World, features: Features, image_size: int) -> dict[str, Any]:
+    """The job, whatever the features are."""
+    probed = _probed(config)
+    if config.eval:
+        folder = checkpoint.resolve_folder(config.lin_probe_ckpt or config.out)
+    else:
+        folder = _train(config, world, features, image_size, probed)
+    classes = json.loads((folder / checkpoint.MANIFEST).read_text())["classes"]
+    data = open_images(config.val_path, image_size, crop="center")
+    if data.classes != classes:
+        raise UserError(f"{config.val_path!r} has other classes than the probe's training images; pass their val part")
+    question = {
+        "job": "linear_probe", **probed, "probe": record.checkpoint(folder), "precision": config.precision,
+        "files": record.files_key(data.files(len(data))),
+    }
+    path = Path(config.out) / "results.json"
+    earlier = dist.gather_objects(record.read_current(path, question))[0]
+    if earlier is not None:
+        if world.is_main:
+            print(f"{path}: this was measured before; delete the file to measure again")
+        return earlier
+    probe = Probe(features.width, len(classes)).to(world.device)
+    checkpoint.load_into(probe, checkpoint.read_weights(folder, "model"), str(folder))
+    sums = accuracy(
+        probe, features, data, world, config.precision, config.per_proc_batch_size, config.num_workers
+    )
+    results = {"accuracy": sums["correct"] / sums["images"], **sums}
+    if world.is_main:
+        results = record.write(path, question, results)
+        print(f"top-1 accuracy {results['accuracy']:.4f} on {sums['images']} images\nresults: {path}")
+    dist.barrier()
+    return results
+
+
+def _train(config: ProbeConfig, world: World, features: Features, image_size: int, probed: dict[str, Any]) -> Path:
+    data = open_images(config.data_path, image_size, config.crop, config.flip, config.seed)
+    batch_size = config.per_proc_batch_size * world.size
+    steps = max(1, math.ceil(config.epochs * len(data) / batch_size))
+    schedule = OptimConfig(
+        lr=config.lr or config.blr * batch_size / 256, weight_decay=config.weight_decay, schedule="cosine",
+        warmup=int(config.warmup_epochs * len(data) / batch_size), warmup_lr=0.0, end_lr=config.min_lr,
+        max_grad_norm=0.0,
+    )  # fmt: skip
+    every = max(1, math.ceil(config.ckpt_epoch * len(data) / batch_size))
+    run = RunConfig(
+        out=config.out, steps=steps, seed=config.seed, device=config.device, checkpoint_every=every, milestone_every=0
+    )
+    trainee = ProbeTrainee(config, world, features, len(data.classes), schedule, steps)
+
+    def loader(start: int, stop: int) -> Iterable[dict[str, Tensor]]:
+        return stream(data, batch_size, world.rank, world.size, config.seed, start, stop, config.num_workers)
+
+    about = {**dataclasses.asdict(config), "model": {**probed, "classes": len(data.classes)}}
+    return loop.run(trainee, loader, run, config.log, world, about, {"classes": data.classes}, data.name)
+
+
+def _probed(config: ProbeConfig) -> dict[str, Any]:
+    """Which features these are: a probe of others is not resumed and its result not reused."""
+    asked = {"num_code": config.num_code, "tokenizer": record.checkpoint(config.vq_ckpt)["weights_sha256"]}
+    if config.gpt_ckpt:
+        generator = record.checkpoint(config.gpt_ckpt)["weights_sha256"]
+        return asked | {"generator": generator, "weights": config.gpt_weights, "layer": config.n_layer}
+    return asked | {"features": config.features, "weights": config.vq_weights}
+
+
 def main() -> None:
     settings = config.parse(ProbeConfig, joined(sys.argv[1:], "results/lin_probe"), aliases=FLAGS, about=__doc__)
-    from evaluations.linear_probe_job import run
-
     run(settings)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from common import config
 from common.config import opt
 from common.errors import UserError
-from common.interrupts import CTRL_C, REQUEUE
+from common.signals import CTRL_C, REQUEUE
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "quickstart"

@@ -25,7 +25,7 @@ from typing import Any
 
 from common.config import read_yaml
 from common.errors import UserError
-from common.interrupts import CTRL_C, REQUEUE
+from common.signals import CTRL_C, REQUEUE
 
 __all__ = ["Spread", "Stage", "above", "markdown", "run"]
 

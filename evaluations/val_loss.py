@@ -8,12 +8,32 @@ weighs every code alike. Writes `val_loss.json` into the generator's run: loss, 
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from autoregressive.legacy import COMMON_FLAGS
-from common import config
+from torch import Tensor
+from tqdm import tqdm
+
+import autoregressive
+import tokenizer as tokenizers
+from autoregressive.pairing import load_generator
+from autoregressive.paper_flags import COMMON_FLAGS
+from autoregressive.train import position_losses
+from common import config, dist
+from common.checkpoint import resolve_folder
+from common.codes import CodeStore
 from common.config import MISSING, opt
-from common.flags import half
+from common.data import ImageFolder, batches, share
+from common.dist import World
+from common.errors import UserError
+from common.images import from_pixels
+from common.paper_flags import half
+from common.shards import open_images
+from evaluations import record
 
 
 @dataclass
@@ -38,10 +58,87 @@ class ValLossConfig:
 FLAGS: dict[str, config.Alias] = {**COMMON_FLAGS, "precision": half("precision")}
 
 
+NOT_IN_QUESTION = ("out", "device", "per_proc_batch_size", "num_workers", "gpt_model", "tok_config", "image_size")
+"""Options that do not change the figures, or must agree with the checkpoints anyway."""
+
+
+def run(config: ValLossConfig) -> dict[str, Any]:
+    """Measure, write and return the record; an earlier one is reused only for exactly the same question."""
+    if bool(config.data_path) == bool(config.code_path):
+        raise UserError("give either images (--data-path, with --vq-ckpt) or a code store (--code-path)")
+    if config.data_path and not config.vq_ckpt:
+        raise UserError("images need a tokenizer to be encoded by; give --vq-ckpt RUN")
+    with dist.joined(config.device) as world:
+        return _run(config, world)
+
+
+def _run(config: ValLossConfig, world: World) -> dict[str, Any]:
+    path = Path(config.out) if config.out else _default_path(config.gpt_ckpt)
+    dataset: ImageFolder | CodeStore
+    if config.code_path:
+        tokenizer = None
+        model = autoregressive.load(config.gpt_ckpt, config.gpt_weights, world.device)
+        dataset = CodeStore(config.code_path, model.num_tokens)
+        if dataset.codebook_size != model.codebook_size:
+            raise UserError(
+                f"code store {config.code_path!r} has a codebook of {dataset.codebook_size}, the generator one of "
+                f"{model.codebook_size}; pass codes of the tokenizer it was trained with"
+            )
+    else:
+        named = (config.tok_config, config.image_size)
+        tokenizer = tokenizers.load(config.vq_ckpt, config.vq_weights, world.device, *named)
+        model = load_generator(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
+        dataset = open_images(config.data_path, tokenizer.image_size, crop="center")
+    if len(dataset.classes) > model.num_classes:
+        raise UserError(f"{len(dataset.classes)} classes of images, the generator knows {model.num_classes}")
+    count = min(len(dataset), config.num_images or len(dataset))
+    question = _question(config, dataset, count)
+    earlier = dist.gather_objects(record.read_current(path, question))[0]
+    if earlier is not None:
+        if world.is_main:
+            print(f"{path}: this was measured before; delete the file to measure again")
+        return earlier
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        mine = share(count, world.rank, world.size)
+        bar = tqdm(total=len(mine), desc="validation loss", unit="image", disable=not world.is_main)
+        for batch in batches(dataset, mine, config.per_proc_batch_size, config.num_workers):
+            if tokenizer is None:
+                codes = batch["codes"]
+            else:
+                codes = tokenizer.encode(from_pixels(batch["pixels"].to(world.device)))[:, : model.num_tokens]
+            yield codes, batch["label"]
+            bar.update(len(codes))
+        bar.close()
+
+    losses = position_losses(model, pairs(), model.num_tokens, config.precision, world.device)
+    loss = losses.mean().item()
+    results = {"loss": loss, "perplexity": math.exp(loss), "position_losses": losses.tolist(), "images": count}
+    if world.is_main:
+        results = record.write(path, question, results)
+        print(f"loss {loss:.4f} nats per code, perplexity {math.exp(loss):.2f}, {count} images\nresults: {path}")
+    dist.barrier()
+    return results
+
+
+def _default_path(gpt_ckpt: str) -> Path:
+    found = resolve_folder(gpt_ckpt)
+    folder = found.parent if found.is_file() else found
+    return (folder.parent.parent if folder.parent.name == "checkpoints" else folder) / "val_loss.json"
+
+
+def _question(config: ValLossConfig, dataset: ImageFolder | CodeStore, count: int) -> dict[str, Any]:
+    asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_QUESTION}
+    files = [Path(config.code_path) / "codes.npy"] if config.code_path else dataset.files(count)
+    return {
+        "job": "val_loss", **asked, "images": count, "files": record.files_key(files),
+        "generator": record.checkpoint(config.gpt_ckpt),
+        "tokenizer": record.checkpoint(config.vq_ckpt) if config.vq_ckpt else None,
+    }
+
+
 def main() -> None:
     settings = config.parse(ValLossConfig, aliases=FLAGS, about=__doc__)
-    from evaluations.val_loss_job import run
-
     run(settings)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.config import opt, part, parts
-from common.settings import DataConfig, EstimateConfig, LogConfig, OptimConfig, RunConfig
+from common.options import DataConfig, EstimateConfig, LogConfig, OptimConfig, RunConfig
 from tokenizer.layout import Layout
 
 

@@ -17,8 +17,8 @@ from common.errors import UserError
 from common.meta import unfilled
 from common.weights import Released, read_released
 from tokenizer.config import TokenizerConfig
-from tokenizer.legacy import from_released, to_released
 from tokenizer.model import Tokenizer
+from tokenizer.paper_flags import from_released, to_released
 from tokenizer.recognise import family, tokenizer_config
 
 __all__ = ["load_tokenizer", "read_tokenizer", "stated_config", "write_released"]

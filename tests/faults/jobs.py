@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-import autoregressive.trainer
-import tokenizer.trainer
+import autoregressive.train
+import tokenizer.train
 from autoregressive.config import TrainConfig as GeneratorConfig
-from autoregressive.legacy import TRAIN_FLAGS as GENERATOR_FLAGS
+from autoregressive.paper_flags import TRAIN_FLAGS as GENERATOR_FLAGS
 from common import checkpoint, config
 from common.codes import ChunkedWriter
 from tests.faults.inject import Fault, inject
 from tokenizer.config import TrainConfig as TokenizerConfig
-from tokenizer.legacy import TRAIN_FLAGS as TOKENIZER_FLAGS
+from tokenizer.paper_flags import TRAIN_FLAGS as TOKENIZER_FLAGS
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.faults.jobs"])
@@ -145,10 +145,10 @@ def _rank(
     if fault:
         inject(fault, rank)
     if kind == "tokenizer":
-        schema, flags, run = TokenizerConfig, TOKENIZER_FLAGS, tokenizer.trainer.run
+        schema, flags, run = TokenizerConfig, TOKENIZER_FLAGS, tokenizer.train.run
         given = [f"data.root={data}/images"]
     else:
-        schema, flags, run = GeneratorConfig, GENERATOR_FLAGS, autoregressive.trainer.run
+        schema, flags, run = GeneratorConfig, GENERATOR_FLAGS, autoregressive.train.run
         given = [f"data.codes={data}/codes"]
     settings = ["--config", f"{data}/{kind}.yaml", f"run.out={out}", *given, *words]
     config.main(lambda: run(config.parse(schema, settings, aliases=flags)))

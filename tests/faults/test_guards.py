@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.feed import Feed
 from common.guard import Alarm
-from common.interrupts import Interrupts
+from common.prefetch import Feed
+from common.signals import Interrupts
 from tests.faults import jobs
 from tests.faults.inject import Fault
 from tests.unit.test_loop import Toy, lines, run
@@ -57,7 +57,7 @@ def test_policy_skip(kind: str, ranks: int, data: Path, tmp_path: Path) -> None:
 def test_a_skipped_update_changes_nothing(tmp_path: Path) -> None:
     """Optimizers of both kinds: with a kernel that reads the flag, and without."""
     from common import optim
-    from common.settings import OptimConfig
+    from common.options import OptimConfig
 
     module = torch.nn.Linear(3, 2)
     for optimizer in (optim.adamw(module, OptimConfig()), torch.optim.SGD(module.parameters(), momentum=0.9, lr=0.1)):
@@ -149,7 +149,7 @@ def test_a_vanished_folder_is_a_sentence_and_every_step_is_saved(
 ) -> None:
     from common import loop
     from common.data import ImageFolder, stream
-    from common.settings import LogConfig, RunConfig
+    from common.options import LogConfig, RunConfig
     from tests.unit.test_loop import ALONE
 
     folder = shutil.copytree(data / "images", tmp_path / "images")
@@ -215,7 +215,7 @@ def test_alarms_ring_once_and_again_after_they_have_stopped() -> None:
 
 
 def test_the_tokenizer_s_alarms_name_figures_that_it_logs(data: Path, tmp_path: Path) -> None:
-    from tokenizer.trainer import alarms
+    from tokenizer.train import alarms
 
     assert jobs.train("tokenizer", data, tmp_path / "out", "run.steps=3") == [0]
     assert {alarm.key for alarm in alarms()} <= set(lines(tmp_path / "out")[-1])

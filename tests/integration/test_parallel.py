@@ -29,17 +29,17 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 import autoregressive
 import tokenizer
-from autoregressive import trainer as generator_trainer
+from autoregressive import train as generator_trainer
 from autoregressive.config import TrainConfig as GeneratorConfig
-from autoregressive.legacy import TRAIN_FLAGS as GENERATOR_FLAGS
+from autoregressive.paper_flags import TRAIN_FLAGS as GENERATOR_FLAGS
 from common import checkpoint, config, dist, parallel
 from common.codes import import_npy
 from common.data import stream
 from common.errors import UserError
-from tokenizer import trainer as tokenizer_trainer
+from tokenizer import train as tokenizer_trainer
 from tokenizer.config import TrainConfig as TokenizerConfig
-from tokenizer.legacy import TRAIN_FLAGS as TOKENIZER_FLAGS
 from tokenizer.model import Tokenizer
+from tokenizer.paper_flags import TRAIN_FLAGS as TOKENIZER_FLAGS
 
 ROOT = Path(__file__).parents[2]
 STEPS, CUT = 20, 10

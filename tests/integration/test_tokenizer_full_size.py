@@ -17,7 +17,7 @@ from common.dist import World
 from tests.unit.test_tokenizer_configs import CONFIGS, PARAMETERS
 from tokenizer.config import TrainConfig
 from tokenizer.model import Pass
-from tokenizer.trainer import TokenizerTrainee
+from tokenizer.train import TokenizerTrainee
 
 ROOT = Path(__file__).parents[2]
 OTHERS = [ROOT / "configs/quickstart/tokenizer.yaml", ROOT / "configs/quickstart/decoder.yaml"]

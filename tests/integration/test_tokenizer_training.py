@@ -22,10 +22,10 @@ from common.errors import UserError
 from common.loop import step_generator
 from tokenizer.config import TrainConfig
 from tokenizer.fingerprint import codes_fingerprint
-from tokenizer.legacy import TRAIN_FLAGS
 from tokenizer.model import Pass
+from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.regularizers.base import Plan
-from tokenizer.trainer import TokenizerTrainee
+from tokenizer.train import TokenizerTrainee
 
 ROOT = Path(__file__).parents[2]
 CPU = World(0, 1, torch.device("cpu"))

@@ -13,7 +13,7 @@ from PIL import Image
 
 import autoregressive
 import tokenizer as tokenizers
-from autoregressive import extractor
+from autoregressive import extract_codes
 from autoregressive.config import ExtractConfig
 from common import checkpoint
 from common.images import read_npz
@@ -71,7 +71,7 @@ def test_the_readme_from_images_to_samples(monkeypatch: pytest.MonkeyPatch, tmp_
     command(monkeypatch, "tokenizer/tokenizer_image/main_train.py", "--config", tmp_path / "main-train.yaml",
             "--data-path", tmp_path / "images")  # fmt: skip
 
-    store = extractor.run(ExtractConfig(str(tmp_path / "codes"), str(tmp_path / "images"), str(vq), device="cpu"))
+    store = extract_codes.run(ExtractConfig(str(tmp_path / "codes"), str(tmp_path / "images"), str(vq), device="cpu"))
     codes, labels = np.load(store / "codes.npy"), np.load(store / "labels.npy")
     crops = [(int(label), row.tolist()) for label, rows in zip(labels, codes, strict=True) for row in rows]
     lines = [{"class_id": label, "tokens": row} for label, row in crops]

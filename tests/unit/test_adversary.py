@@ -14,7 +14,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from common.config import build, resolve
 from common.dist import World
 from common.errors import UserError
-from common.settings import OptimConfig
+from common.options import OptimConfig
 from evaluations.metrics import lpips
 from tokenizer.adversary import Adversary
 from tokenizer.config import AdversaryConfig

@@ -13,8 +13,7 @@ import torch
 import autoregressive
 import tokenizer
 from autoregressive import convert
-from autoregressive.convert import ConvertConfig
-from autoregressive.converter import run
+from autoregressive.convert import ConvertConfig, run
 from autoregressive.loading import write_released as write_generator
 from autoregressive.models.gpt import GPT
 from common import checkpoint, torchfile

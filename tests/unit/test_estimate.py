@@ -11,10 +11,10 @@ import torch
 from autoregressive import train as generator_job
 from autoregressive.config import TrainConfig
 from autoregressive.models.gpt import SIZES
-from autoregressive.trainer import without_data
+from autoregressive.train import without_data
 from common import config, estimate
 from common.dist import World
-from common.settings import EstimateConfig
+from common.options import EstimateConfig
 from tokenizer import train as tokenizer_job
 
 ROOT = Path(__file__).parents[2]

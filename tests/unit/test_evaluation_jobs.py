@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 import tokenizer as tokenizers
-from autoregressive.legacy import SAMPLE_FLAGS
 from autoregressive.models.gpt import GPT
+from autoregressive.paper_flags import SAMPLE_FLAGS
 from benchmarks.inception_graph import write_graph
 from common import checkpoint, config
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import from_pixels, read_npz, to_pixels
-from evaluations import generation_job, reconstruction_job, record, reference_job
+from evaluations import generation, reconstruction, record, reference
 from evaluations.generation import GenerationConfig
 from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.psnr import psnr
@@ -65,13 +65,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reconstruct(made: Path, out: Path, *words: object) -> dict:
     given = ["--vq-ckpt", made / "vq", "--data-path", made / "images", "--sample-dir", out, "--device", "cpu", *words]
-    return reconstruction_job.run(config.parse(ReconstructionConfig, [str(word) for word in given], aliases=FLAGS))
+    return reconstruction.run(config.parse(ReconstructionConfig, [str(word) for word in given], aliases=FLAGS))
 
 
 def generate(made: Path, out: Path, *words: object, count: int = 6) -> dict:
     given = ["--gpt-ckpt", made / "gpt", "--vq-ckpt", made / "vq", "--sample-dir", out, "--num-fid-samples", count,
              "--frechet", FD, "--reference-path", made / "images", "--device", "cpu", *words]
-    return generation_job.run(config.parse(GenerationConfig, [str(word) for word in given], aliases=SAMPLE_FLAGS))
+    return generation.run(config.parse(GenerationConfig, [str(word) for word in given], aliases=SAMPLE_FLAGS))
 
 
 def torchrun(ranks: int, *words: object) -> None:
@@ -90,7 +90,7 @@ def torchrun(ranks: int, *words: object) -> None:
 
 
 def test_reference_holds_every_crop_once_in_a_seeded_order(made, tmp_path):
-    packed = reference_job.run(ReferenceConfig(data_path=str(made / "images"), sample_dir=str(tmp_path), image_size=32))
+    packed = reference.run(ReferenceConfig(data_path=str(made / "images"), sample_dir=str(tmp_path), image_size=32))
     assert packed == tmp_path / "val_imagenet.npz"
     crops = [item["pixels"] for item in (ImageFolder(made / "images", 32)[i] for i in range(13))]
     for index, crop in enumerate(crops):
@@ -98,7 +98,7 @@ def test_reference_holds_every_crop_once_in_a_seeded_order(made, tmp_path):
     order = np.random.default_rng(0).permutation(13)
     np.testing.assert_array_equal(read_npz(packed), np.stack([crops[i] for i in order]))
 
-    reference_job.run(
+    reference.run(
         ReferenceConfig(data_path=str(made / "images"), sample_dir=str(tmp_path), image_size=32, num_images=5)
     )
     assert len(list((tmp_path / "val_imagenet").iterdir())) == 5 and len(read_npz(packed)) == 5
@@ -195,7 +195,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_jobs_report_fid_and_how_it_was_made(made, graph, tmp_path):
     words = ["--engine", "torch", "--inception-path", graph, "--gt-npz-path"]
     val, train = (
-        reference_job.run(
+        reference.run(
             ReferenceConfig(data_path=str(made / "images"), sample_dir=str(tmp_path), image_size=32, split=split)
         )
         for split in ("val", "train")
@@ -207,11 +207,11 @@ def test_both_jobs_report_fid_and_how_it_was_made(made, graph, tmp_path):
     assert {"fid", "sfid", "precision", "recall", "precision_float64", "inception_score"} <= set(made_up["metrics"])
     assert "class_accuracy" not in made_up["metrics"]
 
-    for results, reference, split in ((rebuilt, val, "val"), (made_up, train, "train")):
+    for results, against, split in ((rebuilt, val, "val"), (made_up, train, "train")):
         told = results["protocol"]
         inception = told["features"]["inception"]
         assert inception["engine"] == "torch" and inception["sha256"] == checkpoint.sha256(graph)
-        assert inception["reference"]["sha256"] == checkpoint.sha256(reference)
+        assert inception["reference"]["sha256"] == checkpoint.sha256(against)
         assert inception["reference"]["images"] == 13 and inception["reference"]["about"]["split"] == split
         assert inception["reference"]["statistics"]["source"] == "computed from its images"
         assert told["checkpoints"]["tokenizer"]["parameters"] > 1000 and told["num_tokens"] == [16]
@@ -231,7 +231,7 @@ def test_both_jobs_report_fid_and_how_it_was_made(made, graph, tmp_path):
     assert not (tmp_path / "mixed").exists()
     # Samples measured later bring their own record.
     given = ["--samples", made_up["samples"], "--sample-dir", tmp_path / "later", *words, train, "--device", "cpu"]
-    later = generation_job.run(config.parse(GenerationConfig, [str(w) for w in given], aliases=SAMPLE_FLAGS))
+    later = generation.run(config.parse(GenerationConfig, [str(w) for w in given], aliases=SAMPLE_FLAGS))
     assert later["protocol"]["guidance"] == told["guidance"] and later["protocol"]["labels"] == "balanced"
     assert later["metrics"] == made_up["metrics"]
 
@@ -258,7 +258,7 @@ def test_fewer_images_than_ranks(made, tmp_path):
 def test_search_keeps_only_what_it_still_needs(made, tmp_path, monkeypatch):
     """With --clear-cache the losers' images go at once, the winner's are reused, and a stranger's file stays."""
     drawn: list[int] = []
-    draw = generation_job.ImageSampler.codes
+    draw = generation.ImageSampler.codes
 
     def count(self, labels, *rest):
         drawn.append(len(labels))
@@ -267,8 +267,8 @@ def test_search_keeps_only_what_it_still_needs(made, tmp_path, monkeypatch):
     def measure(self, path, question, *_):
         return record.write(path, question, {"metrics": {FD: (question["guidance"]["scale"] - 1.5) ** 2}})
 
-    monkeypatch.setattr(generation_job.ImageSampler, "codes", count)
-    monkeypatch.setattr(generation_job.Evaluation, "_measure", measure)
+    monkeypatch.setattr(generation.ImageSampler, "codes", count)
+    monkeypatch.setattr(generation.Evaluation, "_measure", measure)
     (tmp_path / "mine.txt").write_text("keep")
     words = ["--search", "--search-num-images", 4, "--cfg-scale", 1.5, "--clear-cache"]
     results = generate(made, tmp_path, *words)
@@ -330,12 +330,12 @@ def test_search_evaluates_each_point_once_and_resumes(made, tmp_path, monkeypatc
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append((question["guidance"]["scale"], question["num_images"]))
-        return generation_job.record.write(
+        return generation.record.write(
             path, question, {"samples": "x", "metrics": {FD: (question["guidance"]["scale"] - 2.1) ** 2}}
         )
 
-    monkeypatch.setattr(generation_job.Evaluation, "_measure", measure)
-    monkeypatch.setattr(generation_job.Evaluation, "_samples", lambda *_: (tmp_path / "x.npz", None))
+    monkeypatch.setattr(generation.Evaluation, "_measure", measure)
+    monkeypatch.setattr(generation.Evaluation, "_samples", lambda *_: (tmp_path / "x.npz", None))
     words = ["--search", "--cfg-schedule", "step", "--search-num-images", 3]
     with pytest.raises(KeyboardInterrupt):
         generate(made, tmp_path, *words, "--cfg-scale", 1.5)
@@ -374,5 +374,5 @@ def test_existing_samples_are_measured_with_their_labels(made, tmp_path):
     labels = Path(first["samples"]).with_suffix("") / "labels.npy"
     words = ["--samples", first["samples"], "--samples-labels", labels, "--frechet", FD, "--reference-path",
              made / "images", "--sample-dir", tmp_path / "b", "--device", "cpu"]
-    second = generation_job.run(config.parse(GenerationConfig, [str(w) for w in words], aliases=SAMPLE_FLAGS))
+    second = generation.run(config.parse(GenerationConfig, [str(w) for w in words], aliases=SAMPLE_FLAGS))
     assert second["metrics"] == pytest.approx(first["metrics"])

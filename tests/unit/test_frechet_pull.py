@@ -15,7 +15,7 @@ from common.dist import World
 from common.errors import UserError
 from tests.integration.test_tokenizer_training import folder, settings  # noqa: F401  (a fixture)
 from tokenizer.losses.frechet import FrechetPull
-from tokenizer.trainer import TokenizerTrainee
+from tokenizer.train import TokenizerTrainee
 
 CPU = World(0, 1, torch.device("cpu"))
 

@@ -11,7 +11,7 @@ from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT
 from autoregressive.models.rar import RAR
-from autoregressive.sampler import choose_labels
+from autoregressive.sample import choose_labels
 from common.config import build
 from common.errors import UserError
 

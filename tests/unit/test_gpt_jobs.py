@@ -18,11 +18,11 @@ from PIL import Image
 
 import autoregressive
 import tokenizer as tokenizers
-from autoregressive import extractor, sampler, trainer
+from autoregressive import extract_codes, sample, train
 from autoregressive.config import ExtractConfig, SampleConfig, TrainConfig
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
-from autoregressive.legacy import EXTRACT_FLAGS, SAMPLE_FLAGS, TRAIN_FLAGS
+from autoregressive.paper_flags import EXTRACT_FLAGS, SAMPLE_FLAGS, TRAIN_FLAGS
 from common import checkpoint, config, dist, shards
 from common.codes import ChunkedWriter, CodeStore
 from common.data import ImageFolder
@@ -59,11 +59,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             value.mul_(5)  # an untrained encoder gives every image the same few codes
         model.quant_conv.bias.zero_()
     checkpoint.save(root / "vq", 1, {"model": model.state_dict()}, {}, {"model": dataclasses.asdict(settings)})
-    extractor.run(parse(
+    extract_codes.run(parse(
         ExtractConfig, EXTRACT_FLAGS, "--data-path", root / "images", "--vq-ckpt", root / "vq", "--code-path",
         root / "codes", "--device", "cpu", "--batch-size", 4, "chunk=4", "--quant-way=vq", "--resume",
     ))
-    trainer.run(train_config(root, root / "gpt"))
+    train.run(train_config(root, root / "gpt"))
     return root
 
 
@@ -101,14 +101,14 @@ def test_codes_belong_to_their_images(made: Path) -> None:
 def test_tar_shards_give_the_same_store(made: Path, tmp_path: Path) -> None:
     packed = shards.pack(made / "images", tmp_path / "shards", shard_mb=0.01)
     words = ["--data-path", packed, "--vq-ckpt", made / "vq", "--code-path", tmp_path / "codes", "--device", "cpu"]
-    extractor.run(parse(ExtractConfig, EXTRACT_FLAGS, *words, "--batch-size", 4, "chunk=4"))
+    extract_codes.run(parse(ExtractConfig, EXTRACT_FLAGS, *words, "--batch-size", 4, "chunk=4"))
     for name in ("codes.npy", "labels.npy", "meta.json"):
         assert (tmp_path / "codes" / name).read_bytes() == (made / "codes" / name).read_bytes()
 
 
 def test_ten_crop_order(made: Path) -> None:
     folder = ImageFolder(made / "images", 32)
-    pixels = extractor.Crops(folder, True, [1.1, 1.25])[5]["pixels"]
+    pixels = extract_codes.Crops(folder, True, [1.1, 1.25])[5]["pixels"]
     assert pixels.shape == (20, 32, 32, 3)
     whole = np.asarray(center_crop(read_image(folder.paths[5]), 40))
     top_left, top_right, bottom_left, bottom_right, centre = pixels[10:15]
@@ -123,15 +123,15 @@ def test_extraction_goes_on_where_it_stopped(made: Path, tmp_path: Path, capsys:
     settings = parse(ExtractConfig, EXTRACT_FLAGS, *words, "--device", "cpu")
     model = tokenizers.load(made / "vq")
     folder = ImageFolder(made / "images", 32)
-    crops = extractor.Crops(folder, False, [1.1])
-    writer = ChunkedWriter(tmp_path / "codes", extractor._meta(settings, model, folder, crops), 4)
+    crops = extract_codes.Crops(folder, False, [1.1])
+    writer = ChunkedWriter(tmp_path / "codes", extract_codes._meta(settings, model, folder, crops), 4)
     writer.prepare()
     writer.write(1, np.zeros((4, 2, 16), dtype=np.int64))  # recognisable: the job must keep it
-    extractor.run(settings)
+    extract_codes.run(settings)
     codes, whole = np.load(tmp_path / "codes/codes.npy"), np.load(made / "codes/codes.npy")
     assert not codes[4:8].any()
     assert np.array_equal(codes[:4], whole[:4]) and np.array_equal(codes[8:], whole[8:])
-    extractor.run(settings)
+    extract_codes.run(settings)
     assert "nothing to do" in capsys.readouterr().out
 
 
@@ -156,7 +156,7 @@ def test_a_generator_learns_what_belongs_to_each_class(made: Path, tmp_path: Pat
     writer.prepare()
     writer.write(0, sequences[np.arange(30) % 3][:, None])
     writer.finish(list(np.arange(30) % 3))
-    trainer.run(train_config(
+    train.run(train_config(
         made, tmp_path / "out", "--code-path", tmp_path / "codes", "--iterations", 80, "--global-batch-size", 12,
         "--lr", 3e-3, "--warmup", 5, "run.validate_every=0", "--ckpt-every", 80,
     ))
@@ -168,9 +168,9 @@ def test_a_generator_learns_what_belongs_to_each_class(made: Path, tmp_path: Pat
 @pytest.mark.parametrize("muon_lr", ["null", "0.02"])
 def test_resume_repeats_the_uninterrupted_run(made: Path, tmp_path: Path, muon_lr: str) -> None:
     noisy = ["input_noise=0.2", "model.residual_dropout=0.3", "ema_decay=0.9", f"optim.muon_lr={muon_lr}"]
-    trainer.run(train_config(made, tmp_path / "whole", *noisy))
-    trainer.run(train_config(made, tmp_path / "parts", *noisy, "--early-stop-iter", 2))
-    trainer.run(train_config(made, tmp_path / "parts", *noisy))
+    train.run(train_config(made, tmp_path / "whole", *noisy))
+    train.run(train_config(made, tmp_path / "parts", *noisy, "--early-stop-iter", 2))
+    train.run(train_config(made, tmp_path / "parts", *noisy))
     for name in ("model", "ema"):
         whole, parts = (
             checkpoint.read_weights(checkpoint.newest(tmp_path / run), name) for run in ("whole", "parts")
@@ -183,17 +183,17 @@ def regressed(made: Path, out: Path, *words: object) -> TrainConfig:
     return train_config(made, out, "--vq-ckpt", made / "vq", "regression.weight=0.5", *words)
 
 
-def trainee_of(settings: TrainConfig) -> trainer.GeneratorTrainee:
+def trainee_of(settings: TrainConfig) -> train.GeneratorTrainee:
     world = dist.World(0, 1, torch.device("cpu"))
-    source = trainer.Source(settings, world)
+    source = train.Source(settings, world)
     settings = dataclasses.replace(settings, model=source.complete(settings.model))
-    return trainer.GeneratorTrainee(settings, world, source)
+    return train.GeneratorTrainee(settings, world, source)
 
 
 def test_regression_learns_the_vectors_of_the_codes_and_resumes(made: Path, tmp_path: Path) -> None:
-    trainer.run(regressed(made, tmp_path / "whole", "input_noise=0.2"))
+    train.run(regressed(made, tmp_path / "whole", "input_noise=0.2"))
     for stop in ("2", "None"):
-        trainer.run(regressed(made, tmp_path / "parts", "input_noise=0.2", "--early-stop-iter", stop))
+        train.run(regressed(made, tmp_path / "parts", "input_noise=0.2", "--early-stop-iter", stop))
     for name in ("model", "regression"):
         whole, parts = (checkpoint.read_weights(checkpoint.newest(tmp_path / run), name) for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -250,10 +250,10 @@ def test_regression_refuses_what_it_cannot_do(made: Path, tmp_path: Path) -> Non
 def test_a_run_cools_down_from_any_checkpoint_of_a_longer_one(made: Path, tmp_path: Path) -> None:
     """As if it had been planned so from the start, since both have held their rate so far."""
     cooling = ["--lr-scheduler", "wsd", "--fract-decay", 0.5]
-    trainer.run(train_config(made, tmp_path / "long", *cooling, "--iterations", 12, "--early-stop-iter", 5))
-    trainer.run(train_config(made, tmp_path / "planned", *cooling, "--iterations", 8))
+    train.run(train_config(made, tmp_path / "long", *cooling, "--iterations", 12, "--early-stop-iter", 5))
+    train.run(train_config(made, tmp_path / "planned", *cooling, "--iterations", 8))
     middle = tmp_path / "long" / "checkpoints" / "0000004"
-    trainer.run(train_config(made, tmp_path / "cooled", *cooling, "--iterations", 8, f"run.resume_from={middle}"))
+    train.run(train_config(made, tmp_path / "cooled", *cooling, "--iterations", 8, f"run.resume_from={middle}"))
     weights = [checkpoint.read_weights(checkpoint.newest(tmp_path / run), "model") for run in ("planned", "cooled")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     lines = [json.loads(line) for line in (tmp_path / "cooled" / "metrics.jsonl").read_text().splitlines()]
@@ -264,17 +264,17 @@ def test_a_run_cools_down_from_any_checkpoint_of_a_longer_one(made: Path, tmp_pa
 def test_images_tokenized_on_the_fly_teach_the_same_as_their_codes(made: Path, tmp_path: Path) -> None:
     common = ["--data-path", made / "images", "--vq-ckpt", made / "vq", "data.crop=center", "data.flip=false"]
     settings = train_config(made, tmp_path / "out", "data.codes=null", *common)
-    source = trainer.Source(settings, dist.World(0, 1, torch.device("cpu")))
+    source = train.Source(settings, dist.World(0, 1, torch.device("cpu")))
     item = source.dataset[4]
     codes = source.codes({"pixels": torch.from_numpy(item["pixels"])[None]})
     assert np.array_equal(codes[0].numpy(), np.load(made / "codes/codes.npy")[4, 0])
-    trainer.run(settings)
+    train.run(settings)
     assert autoregressive.load(tmp_path / "out").num_classes == 3
 
 
 def test_a_generator_of_fewer_codes(made: Path, tmp_path: Path) -> None:
-    trainer.run(train_config(made, tmp_path / "out", "model.num_tokens=6"))
-    packed = sampler.run(sample_config(made, tmp_path / "six", "--gpt-ckpt", tmp_path / "out"))
+    train.run(train_config(made, tmp_path / "out", "model.num_tokens=6"))
+    packed = sample.run(sample_config(made, tmp_path / "six", "--gpt-ckpt", tmp_path / "out"))
     assert read_npz(packed).shape == (7, 32, 32, 3)
 
 
@@ -284,7 +284,7 @@ def test_label_dropout_and_noise_do_not_depend_on_the_number_of_ranks(made: Path
 
     def draw(rank: int, ranks: int) -> tuple[torch.Tensor, torch.Tensor]:
         world = dist.World(rank, ranks, torch.device("cpu"))
-        trainee = object.__new__(trainer.GeneratorTrainee)
+        trainee = object.__new__(train.GeneratorTrainee)
         trainee.config, trainee.world, trainee.model = settings, world, autoregressive.load(made / "gpt")
         trainee.model.class_dropout = 0.5
         return trainee._draw(codes[: 4 // ranks], step=5)
@@ -307,11 +307,11 @@ def _gradients(rank: int, ranks: int, root: Path, out: Path, port: int) -> None:
     _join(rank, ranks, port)
     world = dist.init("cpu")
     settings = train_config(root, out, "model.class_dropout=0.5", "input_noise=0.3", "--max-grad-norm", 0)
-    source = trainer.Source(settings, world)
+    source = train.Source(settings, world)
     settings = dataclasses.replace(settings, model=source.complete(settings.model))
-    trainee = trainer.GeneratorTrainee(settings, world, source)
+    trainee = train.GeneratorTrainee(settings, world, source)
     torch.nn.init.normal_(trainee.model.output.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-    batch = next(iter(trainer.stream(source.dataset, 4, rank, ranks, 0, 0, 1)))
+    batch = next(iter(train.stream(source.dataset, 4, rank, ranks, 0, 0, 1)))
     loss = dist.mean(trainee.step(batch, 0))["train/loss"]
     if rank == 0:
         gradients = {name: value.grad for name, value in trainee.model.named_parameters() if value.grad is not None}
@@ -333,28 +333,28 @@ def test_two_ranks_compute_what_one_does(made: Path, tmp_path: Path, free_port: 
 
 
 def test_samples_on_disk_in_the_npz_and_after_an_interruption(made: Path, tmp_path: Path) -> None:
-    packed = sampler.run(sample_config(made, tmp_path / "all", "--per-proc-batch-size", 3))
+    packed = sample.run(sample_config(made, tmp_path / "all", "--per-proc-batch-size", 3))
     pixels = read_npz(packed)
     assert pixels.shape == (7, 32, 32, 3) and len(np.unique(pixels.reshape(7, -1), axis=0)) > 1
     assert np.load(tmp_path / "all/labels.npy").tolist() == [0, 1, 2, 0, 1, 2, 0]
     (tmp_path / "all/000004.png").unlink()
-    again = read_npz(sampler.run(sample_config(made, tmp_path / "all", "--per-proc-batch-size", 7)))
+    again = read_npz(sample.run(sample_config(made, tmp_path / "all", "--per-proc-batch-size", 7)))
     assert np.array_equal(again, pixels)
     with pytest.raises(UserError, match="guidance"):
-        sampler.run(sample_config(made, tmp_path / "all", "--cfg-scale", 3.0))
-    few = read_npz(sampler.run(sample_config(made, tmp_path / "few", "--num-token", 4)))
+        sample.run(sample_config(made, tmp_path / "all", "--cfg-scale", 3.0))
+    few = read_npz(sample.run(sample_config(made, tmp_path / "few", "--num-token", 4)))
     assert not np.array_equal(few, pixels)
 
 
 def test_two_ranks_sample_the_same_images(made: Path, tmp_path: Path, free_port: int) -> None:
-    expected = read_npz(sampler.run(sample_config(made, tmp_path / "one")))
+    expected = read_npz(sample.run(sample_config(made, tmp_path / "one")))
     torch.multiprocessing.spawn(_sample, (2, made, tmp_path / "two", free_port), nprocs=2)
     assert np.array_equal(read_npz(tmp_path / "two.npz"), expected)
 
 
 def _sample(rank: int, ranks: int, root: Path, out: Path, port: int) -> None:
     _join(rank, ranks, port)
-    sampler.run(sample_config(root, out, "--per-proc-batch-size", 2))
+    sample.run(sample_config(root, out, "--per-proc-batch-size", 2))
 
 
 def test_sampling_does_not_wait_for_torchs_compiler(made: Path, tmp_path: Path) -> None:
@@ -368,20 +368,20 @@ def test_sampling_does_not_wait_for_torchs_compiler(made: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_compiled_models_sample_the_same_images(made: Path, tmp_path: Path) -> None:
     """With the real compiler, which takes a minute: python -m pytest -m slow tests/unit/test_gpt_jobs.py"""
-    plain = read_npz(sampler.run(sample_config(made, tmp_path / "plain")))
-    compiled = read_npz(sampler.run(sample_config(made, tmp_path / "compiled", "--compile")))
+    plain = read_npz(sample.run(sample_config(made, tmp_path / "plain")))
+    compiled = read_npz(sample.run(sample_config(made, tmp_path / "compiled", "--compile")))
     assert abs(compiled.astype(int) - plain).max() <= 1
     with pytest.raises(UserError, match="compile"):
-        sampler.run(sample_config(made, tmp_path / "plain", "--compile"))
+        sample.run(sample_config(made, tmp_path / "plain", "--compile"))
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_weights_of_eight_bits_sample(made: Path, tmp_path: Path, precision: str) -> None:
-    assert read_npz(sampler.run(sample_config(made, tmp_path, "--precision", precision))).shape == (7, 32, 32, 3)
+    assert read_npz(sample.run(sample_config(made, tmp_path, "--precision", precision))).shape == (7, 32, 32, 3)
 
 
 def test_chosen_classes_get_a_folder_each(made: Path, tmp_path: Path) -> None:
-    sampler.run(sample_config(made, tmp_path / "out", "--class-idx", "2,0", "--qual-num", 5, "--precision", "fp16"))
+    sample.run(sample_config(made, tmp_path / "out", "--class-idx", "2,0", "--qual-num", 5, "--precision", "fp16"))
     names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
     assert names == [
         "class_0_apple/apple_000000.png", "class_0_apple/apple_000001.png",
@@ -392,7 +392,7 @@ def test_chosen_classes_get_a_folder_each(made: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["balanced", "uniform"])
 def test_labels_of_a_short_run_begin_those_of_a_long_one(made: Path, tmp_path: Path, mode: str) -> None:
     short, long = (
-        sampler.choose_labels(sample_config(made, tmp_path, f"labels={mode}", f"num_images={count}"), 3)
+        sample.choose_labels(sample_config(made, tmp_path, f"labels={mode}", f"num_images={count}"), 3)
         for count in (50, 3000)
     )
     assert np.array_equal(short, long[:50])
@@ -415,7 +415,7 @@ def test_what_does_not_fit_is_one_sentence(made: Path, tmp_path: Path) -> None:
         (["run.parallel=fsdp", "optim.muon_lr=0.02"], "whole matrices"),
     ):
         with pytest.raises(UserError, match=message):
-            trainer.run(train_config(made, tmp_path / "out", *words))
+            train.run(train_config(made, tmp_path / "out", *words))
     for words, message in (
         (["--class-idx", "3"], "classes 0 to 2"), (["--num-token", 17], "at most 16"), (["--image-size", 256], "32"),
         (["--gpt-model", "GPT-B"], "tiny"), (["--cfg-schedule", "stop"], "step"),
@@ -423,7 +423,7 @@ def test_what_does_not_fit_is_one_sentence(made: Path, tmp_path: Path) -> None:
         (["--precision", "int4"], "bf16"), (["labels=odd"], "uniform"), (["--cfg-scale", 0.5], "scale is 0.5"),
     ):
         with pytest.raises(UserError, match=message):
-            sampler.run(sample_config(made, tmp_path / "samples", *words))
+            sample.run(sample_config(made, tmp_path / "samples", *words))
     assert not list(tmp_path.rglob("*.png")) and not (tmp_path / "samples").exists()
     assert not list((tmp_path / "out").glob("*"))
 

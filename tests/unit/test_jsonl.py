@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.jsonl import TokenLines
+from common.token_lines import TokenLines
 
 
 def write(path: Path, *lines: object) -> Path:

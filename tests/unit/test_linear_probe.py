@@ -20,11 +20,9 @@ from common import checkpoint, config, dist
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import from_pixels
-from evaluations import linear_probe_job
-from evaluations.lars import Lars
-from evaluations.linear_probe import FLAGS, ProbeConfig
-from evaluations.linear_probe_features import Features, generator_features, tokenizer_features
-from evaluations.linear_probe_job import Probe, accuracy
+from evaluations import linear_probe
+from evaluations.linear_probe import FLAGS, Lars, Probe, ProbeConfig, accuracy
+from evaluations.probe_features import Features, generator_features, tokenizer_features
 from tests import toys
 
 ALONE = dist.World(0, 1, torch.device("cpu"))
@@ -62,7 +60,7 @@ def _rank(rank: int, ranks: int, made: Path, out: Path, port: int) -> None:
     world = dist.init("cpu")
     # LARS moves a matrix by thousandths of itself, so even this takes a while: two hundred steps of a moment each.
     asked = settings(made, out, "--batch-size", 8 // ranks, "--epochs", 100, "--warmup-epochs", 10, "--lr", 10)
-    linear_probe_job.train_and_measure(asked, world, Features(one_hot, 3), 32)
+    linear_probe.train_and_measure(asked, world, Features(one_hot, 3), 32)
     dist.close()
 
 
@@ -90,11 +88,11 @@ def test_accuracy_counts_what_is_right(made: Path, shown: int) -> None:
 
 
 def test_a_probe_of_a_generator_from_the_command_line(made: Path, tmp_path: Path) -> None:
-    found = linear_probe_job.run(settings(made, tmp_path, "--gpt-ckpt", made / "gpt", "--gpt-model", "tiny"))
+    found = linear_probe.run(settings(made, tmp_path, "--gpt-ckpt", made / "gpt", "--gpt-model", "tiny"))
     assert found["images"] == 7 and found["accuracy"] == found["correct"] / 7
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["train/loss"] < lines[0]["train/loss"] == pytest.approx(np.log(3), abs=0.1)
-    measured = linear_probe_job.run(
+    measured = linear_probe.run(
         settings(made, tmp_path / "again", "--gpt-ckpt", made / "gpt", "--eval", "--lin-probe-ckpt", tmp_path)
     )
     assert measured["correct"] == found["correct"]
@@ -102,8 +100,8 @@ def test_a_probe_of_a_generator_from_the_command_line(made: Path, tmp_path: Path
 
 def test_resume_repeats_the_uninterrupted_run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--ckpt-epoch", 3, "--fix-dim"]
-    linear_probe_job.run(settings(made, tmp_path / "whole", *words))
-    step, taken = linear_probe_job.ProbeTrainee.step, []
+    linear_probe.run(settings(made, tmp_path / "whole", *words))
+    step, taken = linear_probe.ProbeTrainee.step, []
 
     def dies(self: Any, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         taken.append(number)
@@ -111,10 +109,10 @@ def test_resume_repeats_the_uninterrupted_run(made: Path, tmp_path: Path, monkey
             raise KeyboardInterrupt
         return step(self, batch, number)
 
-    monkeypatch.setattr(linear_probe_job.ProbeTrainee, "step", dies)
+    monkeypatch.setattr(linear_probe.ProbeTrainee, "step", dies)
     with pytest.raises(KeyboardInterrupt):
-        linear_probe_job.run(settings(made, tmp_path / "parts", *words))
-    linear_probe_job.run(settings(made, tmp_path / "parts", *words))
+        linear_probe.run(settings(made, tmp_path / "parts", *words))
+    linear_probe.run(settings(made, tmp_path / "parts", *words))
     assert taken == [*range(9), *range(6, 12)]
     whole, parts = (
         checkpoint.read_weights(checkpoint.newest(tmp_path / run), "model") for run in ("whole", "parts")
@@ -189,10 +187,10 @@ def test_what_does_not_fit_is_one_sentence(made: Path, tmp_path: Path) -> None:
         (["--val-path", made / "held_out/apple", "--epochs", 1], "other classes"),
     ):
         with pytest.raises(UserError, match=message):
-            linear_probe_job.run(settings(made, tmp_path / "out", *words))
+            linear_probe.run(settings(made, tmp_path / "out", *words))
 
 
 def test_another_probe_is_not_resumed(made: Path, tmp_path: Path) -> None:
-    linear_probe_job.run(settings(made, tmp_path, "--epochs", 1))
+    linear_probe.run(settings(made, tmp_path, "--epochs", 1))
     with pytest.raises(UserError, match="another model"):
-        linear_probe_job.run(settings(made, tmp_path, "--epochs", 1, "--fix-dim"))
+        linear_probe.run(settings(made, tmp_path, "--epochs", 1, "--fix-dim"))

@@ -15,7 +15,7 @@ from torch import nn
 from common import checkpoint, loop
 from common.dist import World
 from common.errors import UserError
-from common.settings import LogConfig, RunConfig
+from common.options import LogConfig, RunConfig
 
 ALONE = World(0, 1, torch.device("cpu"))
 

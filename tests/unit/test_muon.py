@@ -9,7 +9,7 @@ from torch import nn
 from autoregressive.models.gpt import GPT
 from common import optim
 from common.errors import UserError
-from common.settings import OptimConfig
+from common.options import OptimConfig
 
 CONFIG = OptimConfig(lr=1e-3, weight_decay=0.1, warmup=2)
 SMALL = GPT.Config(size="tiny", codebook_size=8, num_tokens=4, num_classes=2, residual_dropout=0.0, ffn_dropout=0.0,

@@ -13,9 +13,8 @@ from PIL import Image
 
 from common import checkpoint, config
 from common.errors import UserError
-from evaluations import pfid_job, reconstruction_job
-from evaluations.perturbers import LatentNoise, NoisyCell, perturb_codes
-from evaluations.pfid import FLAGS, PfidConfig
+from evaluations import pfid, reconstruction
+from evaluations.pfid import FLAGS, LatentNoise, NoisyCell, PfidConfig, perturb_codes
 from evaluations.reconstruction import ReconstructionConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer, View
@@ -50,12 +49,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measure(made: Path, out: Path, *more: object) -> dict[str, Any]:
     words = ["--vq-ckpt", made / "vq", "--data-path", made / "images", "--sample-dir", out, "--device", "cpu",
              "--frechet", NAME, *more]  # fmt: skip
-    return pfid_job.run(config.parse(PfidConfig, [str(word) for word in words], aliases=FLAGS))
+    return pfid.run(config.parse(PfidConfig, [str(word) for word in words], aliases=FLAGS))
 
 
 def test_without_perturbation_it_is_the_distance_of_reconstructions(made: Path, tmp_path: Path) -> None:
     found = measure(made, tmp_path / "p", "--alphas", "[0.0,1.0]", "--deltas", "[1,8]", "--num-tokens", "[4]")
-    plain = reconstruction_job.run(ReconstructionConfig(
+    plain = reconstruction.run(ReconstructionConfig(
         vq_ckpt=str(made / "vq"), data_path=str(made / "images"), sample_dir=str(tmp_path / "r"), device="cpu",
         num_tokens=[4], frechet=NAME,
     ))  # fmt: skip

@@ -20,20 +20,20 @@ import torch
 from PIL import Image
 
 import tokenizer as tokenizers
-from autoregressive import make_pairs_job
+from autoregressive import make_pairs
 from autoregressive.config import PairsConfig
-from autoregressive.keep import POLICIES, draw_keep
-from autoregressive.legacy import PAIRS_FLAGS
+from autoregressive.make_pairs import POLICIES, draw_keep
+from autoregressive.paper_flags import PAIRS_FLAGS
 from common import checkpoint, config
 from common.config import build
 from common.errors import UserError
 from common.pairs import PairFolder, PairWriter
 from evaluations.metrics.embedded import EfficientNetLite
-from tokenizer import trainer
+from tokenizer import train as training
 from tokenizer.config import TokenizerConfig, TrainConfig
 from tokenizer.fingerprint import codes_fingerprint
-from tokenizer.legacy import TRAIN_FLAGS
 from tokenizer.model import Tokenizer
+from tokenizer.paper_flags import TRAIN_FLAGS
 
 ROOT = Path(__file__).parents[2]
 CNN = {"channels": 16, "multipliers": [1, 1], "blocks": 1, "norm": "none"}
@@ -124,7 +124,7 @@ def pair_words(root: Path, out: Path, *more: object) -> list[str]:
 
 
 def pairs(root: Path, out: Path, *more: object) -> PairFolder:
-    make_pairs_job.run(config.parse(PairsConfig, pair_words(root, out, *more), aliases=PAIRS_FLAGS))
+    make_pairs.run(config.parse(PairsConfig, pair_words(root, out, *more), aliases=PAIRS_FLAGS))
     return PairFolder(out, root / "images")
 
 
@@ -149,7 +149,7 @@ def train(root: Path, out: Path, data: Path, *more: object) -> Path:
         "losses.perceptual=null", *more,
     ]  # fmt: skip
     settings = config.parse(TrainConfig, [str(word) for word in words], aliases=TRAIN_FLAGS)
-    trainer.run(settings)
+    training.run(settings)
     return checkpoint.newest(out)
 
 

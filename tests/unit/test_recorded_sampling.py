@@ -20,7 +20,7 @@ from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT
 from autoregressive.recorded import RecordedDraw
-from autoregressive.sampler import ImageSampler
+from autoregressive.sample import ImageSampler
 from common import recording
 from common.config import build
 from common.errors import UserError

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from autoregressive import extractor, sampler
+from autoregressive import extract_codes
+from autoregressive import sample as sampling
 from autoregressive.config import ExtractConfig, SampleConfig
-from autoregressive.legacy import EXTRACT_FLAGS, SAMPLE_FLAGS
 from autoregressive.loading import write_released as write_generator
 from autoregressive.models.gpt import GPT
+from autoregressive.paper_flags import EXTRACT_FLAGS, SAMPLE_FLAGS
 from common import config
 from common.checkpoint import fingerprint
 from common.errors import UserError
@@ -41,7 +42,7 @@ def files(tmp_path) -> Path:
 
 def sample(files: Path, *words: object) -> Path:
     words = [str(word) for word in ("--sample-dir", files / "out", "--num-fid-samples", 3, "--device", "cpu", *words)]
-    return sampler.run(config.parse(SampleConfig, words, aliases=SAMPLE_FLAGS))
+    return sampling.run(config.parse(SampleConfig, words, aliases=SAMPLE_FLAGS))
 
 
 def test_sampling_from_released_files(files):
@@ -65,7 +66,7 @@ def test_a_2d_generator_makes_as_many_codes_as_the_tokenizer_has(files):
 def test_codes_are_extracted_by_a_released_file(files):
     words = ("--data-path", files / "images", "--vq-ckpt", files / "vq.pt", "--code-path", files / "codes")
     words = [str(word) for word in (*words, "--device", "cpu")]
-    store = extractor.run(config.parse(ExtractConfig, words, aliases=EXTRACT_FLAGS))
+    store = extract_codes.run(config.parse(ExtractConfig, words, aliases=EXTRACT_FLAGS))
     meta = json.loads((store / "meta.json").read_text())
     assert (meta["num_tokens"], meta["codebook_size"]) == (64, 40)
     assert meta["tokenizer"] == fingerprint(files / "vq.pt")

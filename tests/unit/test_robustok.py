@@ -21,12 +21,12 @@ from common.optim import rate
 from tests.unit.test_released_files import SMALL, make
 from tokenizer.config import BackboneConfig, TrainConfig
 from tokenizer.layers.vit import Vit
-from tokenizer.legacy import TRAIN_FLAGS
 from tokenizer.losses.feature import contrastive_loss
 from tokenizer.model import Tokenizer
+from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.pretrained import check_teacher, start_from
 from tokenizer.quantizers.perturbation import anneal
-from tokenizer.trainer import TokenizerTrainee
+from tokenizer.train import TokenizerTrainee
 
 ROOT = Path(__file__).parents[2]
 CPU = World(0, 1, torch.device("cpu"))

@@ -10,8 +10,8 @@ import pytest
 from common.config import parse
 from common.errors import UserError
 from tokenizer.config import TrainConfig
-from tokenizer.legacy import TRAIN_FLAGS
-from tokenizer.robustok_yaml import from_robustok
+from tokenizer.paper_flags import TRAIN_FLAGS
+from tokenizer.paper_yaml import from_robustok
 
 ROOT = Path(__file__).parents[2]
 # The keys and values of the released files; spec robustok 1.8.

@@ -10,9 +10,9 @@ import torch
 
 from common.config import build, parse
 from tokenizer.config import TrainConfig
-from tokenizer.legacy import from_released, to_released
 from tokenizer.losses import LOSSES
 from tokenizer.model import Tokenizer
+from tokenizer.paper_flags import from_released, to_released
 from tokenizer.regularizers import REGULARIZERS
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import torch
 
 from common.errors import UserError
 from common.optim import rate
-from common.settings import OptimConfig
+from common.options import OptimConfig
 from tests.unit.test_released_files import make
 from tokenizer.losses.adversarial import (
     LeCam,

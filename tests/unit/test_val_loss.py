@@ -19,7 +19,7 @@ from common import config
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import from_pixels
-from evaluations import val_loss_job
+from evaluations import val_loss
 from evaluations.val_loss import FLAGS, ValLossConfig
 from tests import toys
 
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measure(made: Path, *words: object) -> dict[str, Any]:
     common = ["--gpt-ckpt", made / "gpt", "--vq-ckpt", made / "vq", "--data-path", made / "images", "--device", "cpu"]
-    return val_loss_job.run(config.parse(ValLossConfig, [str(word) for word in (*common, *words)], aliases=FLAGS))
+    return val_loss.run(config.parse(ValLossConfig, [str(word) for word in (*common, *words)], aliases=FLAGS))
 
 
 def expected(made: Path) -> torch.Tensor:

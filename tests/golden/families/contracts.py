@@ -19,8 +19,8 @@ from tokenizer.discriminators.dino import DinoDiscriminator, FrozenDino
 from tokenizer.discriminators.patchgan import PatchGan
 from tokenizer.discriminators.stylegan import StyleGanDiscriminator
 from tokenizer.layers.vit import VitConfig
-from tokenizer.legacy import from_released, to_released
 from tokenizer.model import Tokenizer
+from tokenizer.paper_flags import from_released, to_released
 from tokenizer.recognise import family, tokenizer_config
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from tests.golden import models
 from tests.golden.fixture import Fixture, Report, Skip, filled
 from tokenizer.config import TokenizerConfig
-from tokenizer.legacy import from_released, to_released
 from tokenizer.losses.feature import feature_loss, semantic_loss
 from tokenizer.model import Tokenizer
+from tokenizer.paper_flags import from_released, to_released
 
 
 def matches(fixture: Fixture) -> bool:

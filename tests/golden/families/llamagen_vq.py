@@ -11,8 +11,8 @@ from tests.golden.families.gigatok import _gradients, released_size
 from tests.golden.fixture import Fixture, Report
 from tests.golden.runner import ROOT
 from tokenizer.config import TokenizerConfig
-from tokenizer.legacy import from_released
 from tokenizer.model import Tokenizer
+from tokenizer.paper_flags import from_released
 
 
 def matches(fixture: Fixture) -> bool:

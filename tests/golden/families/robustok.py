@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from tests.golden import models
 from tests.golden.families.gigatok import _gradients
 from tests.golden.fixture import Fixture, Report, filled
-from tokenizer.legacy import from_released, to_released
 from tokenizer.losses.feature import contrastive_loss
 from tokenizer.model import Tokenizer
+from tokenizer.paper_flags import from_released, to_released
 
 
 def matches(fixture: Fixture) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from autoregressive.models.rar import random_order_probability
 from common.optim import rate
-from common.settings import OptimConfig
+from common.options import OptimConfig
 from tests.golden.fixture import Fixture, Report
 from tokenizer.discriminators.diffaug import blur_strength
 from tokenizer.quantizers.perturbation import anneal

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from common.config import Alias
-from common.flags import estimate, half, only, optional, sharded, switch
+from common.paper_flags import estimate, half, only, optional, sharded, switch
 
 Value = TypeVar("Value")
 

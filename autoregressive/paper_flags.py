@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.config import Alias
-from common.flags import estimate, half, only, optional, sharded, switch
+from common.paper_flags import estimate, half, only, optional, sharded, switch
 
 __all__ = ["COMMON_FLAGS", "EXTRACT_FLAGS", "PAIRS_FLAGS", "SAMPLE_FLAGS", "TRAIN_FLAGS"]
 
