@@ -28,6 +28,6 @@ def load(
     Raises: UserError when there is no complete checkpoint, no such weights, a file is damaged or holds anything but
     tensors and settings, or the weights do not fit the config.
     """
-    from autoregressive.loading import load_generator
+    from autoregressive.released import load_generator
 
     return load_generator(path, weights, device, config)

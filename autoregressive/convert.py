@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autoregressive import loading as generators
+from autoregressive import released as generators
 from common import config
 from common.checkpoint import read_config, resolve_folder
 from common.config import MISSING, opt
 from common.errors import UserError
 from common.hub import write_folder
 from common.weights import read_released
-from tokenizer import loading as tokenizers
+from tokenizer import released as tokenizers
 from tokenizer.model import Tokenizer
 
 

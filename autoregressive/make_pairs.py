@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from autoregressive.config import PairsConfig
 from autoregressive.generate import check_num_tokens
-from autoregressive.pairing import class_names
 from autoregressive.paper_flags import PAIRS_FLAGS
+from autoregressive.released import class_names
 from autoregressive.sample import ImageSampler
 from common import checkpoint, config, dist
 from common.codes import hash_names
@@ -27,7 +27,7 @@ from common.data import ImageFolder, batches
 from common.errors import UserError
 from common.images import from_pixels
 from common.pairs import PairWriter
-from tokenizer.fingerprint import codes_fingerprint
+from tokenizer.frozen_codes import codes_fingerprint
 
 
 def _bernoulli(sigma: float, num_tokens: int) -> np.ndarray:

@@ -18,21 +18,21 @@ from tqdm import tqdm
 
 import tokenizer as tokenizers
 from autoregressive.config import DrawConfig, SampleConfig, Sampling
+from autoregressive.cuda_graph import RecordedDraw, SideQueue
+from autoregressive.fast_linears import EIGHT_BITS, pack_linears, store_in_eight_bits
 from autoregressive.generate import check_num_tokens, generate
 from autoregressive.guidance import Guidance
 from autoregressive.layers import KVCache, keep_caches_uncompiled
 from autoregressive.models.gpt import GPT
-from autoregressive.pairing import class_names, load_generator
 from autoregressive.paper_flags import SAMPLE_FLAGS
-from autoregressive.recorded import RecordedDraw
+from autoregressive.released import class_names, load_compatible
 from common import checkpoint, config, dist
 from common.batching import in_fixed_batches
 from common.data import share
 from common.dist import World
 from common.errors import UserError
-from common.frozen_linears import EIGHT_BITS, pack_linears, store_in_eight_bits
-from common.images import NpzWriter, read_image, to_pixels, write_png
-from common.recording import SideQueue
+from common.images import read_image, to_pixels, write_png
+from common.npz import NpzWriter
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
 
@@ -71,7 +71,7 @@ class ImageSampler:
     def load(cls, config: DrawConfig, device: torch.device) -> ImageSampler:
         tokenizer = tokenizers.load(config.vq_ckpt, config.vq_weights, device, config.tok_config, config.image_size)
         stated = {key: value for key, value in config.generator.items() if value is not None} or None
-        generator = load_generator(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model, stated)
+        generator = load_compatible(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model, stated)
         return cls(generator, tokenizer, config.precision, config.vq_precision, config.compile)
 
     @torch.inference_mode()

@@ -16,7 +16,7 @@ import tokenizer as tokenizers
 from autoregressive.config import TrainConfig
 from autoregressive.paper_flags import TRAIN_FLAGS
 from autoregressive.regression import RegressedGenerator
-from common import checkpoint, config, dist, loop, optim, parallel
+from common import checkpoint, config, dist, loop, numerics, optim, parallel
 from common.codes import CodeStore
 from common.config import build
 from common.data import batches, share, stream
@@ -42,7 +42,7 @@ def position_losses(
     totals = torch.zeros(num_tokens + 1, dtype=torch.float64, device=device)  # the last entry counts images
     for codes, labels in batches:
         codes, labels = codes.to(device), labels.to(device)
-        with loop.autocast(precision, device):
+        with numerics.autocast(precision, device):
             logits = model(codes, labels)
         totals[:-1] += F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").double().sum(dim=0)
         totals[-1] += len(codes)
@@ -174,7 +174,7 @@ class GeneratorTrainee:
         self, codes: Tensor, labels: Tensor, drop: Tensor, fed: Tensor, *orders: Tensor
     ) -> dict[str, Tensor]:
         """Those of a micro-batch under the names they are logged by; their sum is what is trained."""
-        with loop.autocast(self.config.run.precision, self.world.device):
+        with numerics.autocast(self.config.run.precision, self.world.device):
             if self.regressed:
                 logits, others = self.wrapped(fed, labels, drop, codes)
             else:
@@ -191,7 +191,7 @@ class GeneratorTrainee:
         local, num_tokens = codes.shape
         whole = local * self.world.size
         mine = slice(local * self.world.rank, local * (self.world.rank + 1))
-        generator = loop.step_generator(self.config.run.seed, step)
+        generator = numerics.step_generator(self.config.run.seed, step)
         drop = (torch.rand(whole, generator=generator) < self.model.class_dropout)[mine].to(codes.device)
         fed = codes
         if self.config.input_noise:

@@ -23,10 +23,10 @@ from scipy.spatial.distance import cdist
 
 from benchmarks.inception_graph import write_graph
 from benchmarks.timing import compare
+from evaluations.c2i.evaluator_torch import Evaluator, at_once
 from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.inception import InceptionGraph
 from evaluations.metrics.precision_recall import precision_recall
-from evaluations.twin_job import Evaluator, at_once
 
 __all__ = ["evaluation"]
 

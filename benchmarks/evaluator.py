@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.inception_graph import write_graph
-from common.images import NpzWriter
+from common.npz import NpzWriter
 
 __all__ = ["ORIGINAL", "run"]
 

@@ -9,6 +9,7 @@ features, which every evaluation needs as well, are these plus noise, in another
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -19,8 +20,6 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-
-from common.memory import peak_memory_gb  # noqa: E402
 
 
 class Stages:
@@ -34,7 +33,7 @@ class Stages:
         start = time.perf_counter()
         result = work()
         self.seconds[name] = round(time.perf_counter() - start, 3)
-        self.peak_mb[name] = round(peak_memory_gb() * 1e3)
+        self.peak_mb[name] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
         return result
 
 
@@ -44,11 +43,12 @@ def other_side(pool: np.ndarray) -> np.ndarray:
 
 
 def torch_engine(stages: Stages, graph: Path, images: Path) -> int:
-    from evaluations import npz
+    from evaluations.twin_job import Evaluator
+
+    from common import npz
     from evaluations.metrics.frechet import fit, frechet_distance
     from evaluations.metrics.inception_score import inception_score
     from evaluations.metrics.precision_recall import precision_recall
-    from evaluations.twin_job import Evaluator
 
     # A reference of few images: only its network is needed here.
     small = images.with_name("small.npz")

@@ -16,7 +16,7 @@ from benchmarks.plain_sampler import plain_codes
 from benchmarks.timing import Work, compare, median_seconds
 from benchmarks.training import STAND_INS
 from common import config
-from common.memory import peak_memory_gb
+from common.log import peak_memory_gb
 from tokenizer.config import TrainConfig
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer

@@ -10,7 +10,7 @@ import torch
 from benchmarks.timing import compare, median_seconds
 from benchmarks.training import STAND_INS
 from common import config
-from common.memory import peak_memory_gb
+from common.log import peak_memory_gb
 from tokenizer.config import TrainConfig
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer

@@ -20,21 +20,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.timing import matrix_rate, wait
+from benchmarks.timing import Work, compare, matrix_rate, wait
 from common import config
 from common.dist import World
 from common.errors import UserError
 from common.estimate import measure
-from common.loop import Trainee
-from common.memory import peak_memory_gb
+from common.log import peak_memory_gb
 from common.options import EstimateConfig
-
-__all__ = ["CASES", "run"]
+from common.trainee import Trainee
 
 ROOT = Path(__file__).parents[1]
 WARM_UP = 3
@@ -124,6 +123,38 @@ def measure_case(case: str, repeats: int, batch_size: int | None = None) -> dict
         "tflops": reached / 1e12, "matrix_tflops": possible / 1e12, "mfu": reached / possible,
         "peak_memory_gb": peak, "estimated_memory_gb": cost.memory_bytes / 1e9,
     }  # fmt: skip
+
+
+def tokenizer_training(device: torch.device) -> dict[str, Any]:
+    """Tokenizer S-S at 256 pixels: all losses and the discriminator."""
+    return _steps("tokenizer S-S", device)
+
+
+def gpt_training(device: torch.device) -> dict[str, Any]:
+    """GPT-B on 256 codes an image."""
+    return _steps("GPT-B", device)
+
+
+def _steps(case: str, device: torch.device) -> dict[str, Any]:
+    count = CASES[device.type][case][1]
+    (ours, images, flops), (plain, _, _) = (_trainee(case, device, precision) for precision in ("bf16", "none"))
+    for optimizer in (plain.optimizer, *([plain.adversary.optimizer] if getattr(plain, "adversary", None) else [])):
+        for options in (optimizer.defaults, *optimizer.param_groups):
+            options |= {"fused": False, "foreach": False}
+    last = 10**9  # the discriminator is in it from some step on
+    return {
+        f"{case}, {count} images a step": compare(
+            partial(plain.step, images, last), partial(ours.step, images, last), count, device, work=Work(flops)
+        )
+    }
+
+
+def _trainee(case: str, device: torch.device, precision: str) -> tuple[Trainee, dict[str, torch.Tensor], float]:
+    settings, build, batch = prepare(case, device, [f"run.precision={precision}"])
+    count = settings.data.batch_size
+    flops = measure(build, batch, count, settings.run, EstimateConfig()).flops
+    images = {key: value.to(device) for key, value in batch(count).items()}
+    return build(World(0, 1, device)), images, flops
 
 
 def main() -> None:

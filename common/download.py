@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tqdm import tqdm
 
 from common.errors import UserError
 
-__all__ = ["Fetched", "fetch_file", "sha256_of"]
+__all__ = ["Fetched", "fetch", "fetch_file", "is_repo_id", "sha256_of"]
 
+HUB_FILES = ("config.json", "model.safetensors")
 CHUNK = 1 << 20
 TIMEOUT_S = 60.0
 
@@ -139,3 +144,23 @@ def _length(path: Path) -> int:
 
 def _etag_file(partial: Path) -> Path:
     return partial.with_name(partial.name + ".etag")
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether `text` looks like `owner/name` and is nothing on this disk."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text)) and not Path(text).exists()
+
+
+def fetch(repo_id: str, **options: Any) -> Path:
+    """A hub model's folder in the local cache, downloaded if need be; options as `hf_hub_download` takes them.
+
+    Raises: UserError when it is neither cached nor reachable.
+    """
+    try:
+        paths = [hf_hub_download(repo_id, name, **options) for name in HUB_FILES]
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"no file or folder {repo_id!r} here, and the hub does not give {' and '.join(HUB_FILES)} for it "
+            f"({type(error).__name__}); expected a run, a checkpoint file, a folder or a reachable hub id"
+        ) from error
+    return Path(paths[0]).parent

@@ -10,73 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import parallel
 from common.dist import World
 from common.errors import UserError
-from common.loop import Trainee
+from common.numerics import MetaAutocast
 from common.options import EstimateConfig, RunConfig
+from common.trainee import Trainee
 
-__all__ = ["Estimate", "MetaAutocast", "measure"]
-
-HALVED = {"linear", "conv1d", "conv2d", "matmul", "__matmul__", "bmm", "einsum", "scaled_dot_product_attention"}
-WIDENED = {"layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "mse_loss", "cosine_similarity"}
-
-
-class MetaAutocast(TorchFunctionMode):
-    """What torch.autocast to bf16 does, for the meta device, which it does not serve; attention in one kernel, which
-    keeps no scores, as on real devices."""
-
-    _entered: ClassVar[list[MetaAutocast]] = []
-
-    def __init__(self, enabled: bool) -> None:
-        super().__init__()
-        self.enabled = enabled
-
-    def __enter__(self) -> MetaAutocast:
-        self._entered.append(self)
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._entered.remove(self)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        dtype = torch.bfloat16 if name in HALVED else torch.float32 if name in WIDENED else None
-
-        def cast(value: Any) -> Any:
-            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        if self.enabled and dtype and self._entered[-1] is self:
-            args, kwargs = tree_map(cast, args), tree_map(cast, kwargs or {})
-        if func is nn.functional.scaled_dot_product_attention:
-            return _fused_attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _fused_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-) -> Tensor:
-    bias = None
-    if attn_mask is not None:
-        bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
-    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, dropout_p, is_causal)[
-        0
-    ]
-
+__all__ = ["Estimate", "measure"]
 
 class _Held:
     """A tensor that autograd keeps, for as long as it keeps it."""

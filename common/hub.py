@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import ModelHubMixin
 from safetensors.torch import save_file
 from torch import nn
 
-from common.errors import UserError
+from common.checkpoint import load_into, read_config, read_weights
+from common.config import resolve
+from common.download import fetch
+from common.meta import unfilled
 
-__all__ = ["HubModel", "fetch", "is_repo_id", "write_folder"]
+__all__ = ["HubModel", "write_folder"]
 
-FILES = ("config.json", "model.safetensors")
 CARD = """---
 library_name: image-token-lab
 tags:
@@ -27,26 +27,6 @@ tags:
 
 A {kind} saved by image-token-lab: `{module}.load("FOLDER OR ID")`.
 """
-
-
-def is_repo_id(text: str) -> bool:
-    """Whether `text` looks like `owner/name` and is nothing on this disk."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text)) and not Path(text).exists()
-
-
-def fetch(repo_id: str, **options: Any) -> Path:
-    """A hub model's folder in the local cache, downloaded if need be; options as `hf_hub_download` takes them.
-
-    Raises: UserError when it is neither cached nor reachable.
-    """
-    try:
-        paths = [hf_hub_download(repo_id, name, **options) for name in FILES]
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise UserError(
-            f"no file or folder {repo_id!r} here, and the hub does not give {' and '.join(FILES)} for it "
-            f"({type(error).__name__}); expected a run, a checkpoint file, a folder or a reachable hub id"
-        ) from error
-    return Path(paths[0]).parent
 
 
 def write_folder(folder: Path, model: nn.Module, config: Mapping[str, Any], kind: str) -> None:
@@ -62,18 +42,15 @@ def write_folder(folder: Path, model: nn.Module, config: Mapping[str, Any], kind
 class HubModel(ModelHubMixin):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for a model with a dataclass `config`.
 
-    A subclass says its `hub_kind`, describes itself in `hub_config()` and loads a folder in `from_folder(folder)`.
+    A subclass sets `hub_kind` ("tokenizer" or "generator") and `Config`, and may extend `hub_config()`.
     """
 
     hub_kind: str
+    Config: type
 
     def hub_config(self) -> dict[str, Any]:
         """What `config.json` says under `model`."""
         return dataclasses.asdict(self.config)
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> HubModel:
-        raise NotImplementedError
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_folder(Path(save_directory), self, self.hub_config(), self.hub_kind)
@@ -81,4 +58,8 @@ class HubModel(ModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: Any = None, **options: Any) -> HubModel:
         folder = Path(model_id) if Path(model_id).is_dir() else fetch(model_id, **options)
-        return cls.from_folder(folder)
+        stated = {key: value for key, value in read_config(folder)["model"].items() if key != "name"}
+        with unfilled():
+            model = cls(resolve(cls.Config, stated, where="model"))
+        load_into(model, read_weights(folder, "model"), str(folder), assign=True)
+        return model.eval().requires_grad_(False)

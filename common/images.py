@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -100,58 +96,3 @@ def _resize_short_side(image: Image.Image, short: int) -> Image.Image:
         return image
     size = (max(short, round(image.width * scale)), max(short, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BICUBIC)
-
-
-class NpzWriter:
-    """Streams uint8 pixels (count,H,W,3) into `arr_0` of an uncompressed `.npz` with bounded memory.
-
-    The file appears under its name only when `close` has seen exactly `count` images.
-
-    Args:
-        about: what the images are (`kind`: reference, reconstruction or generation) and how they were made, kept
-            beside them as JSON, so that evaluators can refuse a set that does not belong to their reference.
-    """
-
-    def __init__(self, path: str | Path, count: int, size: tuple[int, int], about: Mapping[str, Any] | None = None):
-        self.path, self.count, self.shape, self.about = Path(path), count, (*size, 3), dict(about or {})
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._zip = zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED, allowZip64=True)
-        self._member = self._zip.open("arr_0.npy", "w", force_zip64=True)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *self.shape)}
-        np.lib.format.write_array_header_1_0(self._member, header)
-        self.written = 0
-
-    def write(self, pixels: np.ndarray) -> None:
-        """Append uint8 (n,H,W,3)."""
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.shape:
-            raise ValueError(f"got {pixels.dtype} {pixels.shape}; expected uint8 (n, {self.shape})")
-        self._member.write(np.ascontiguousarray(pixels).tobytes())
-        self.written += len(pixels)
-
-    def close(self) -> None:
-        self._member.close()
-        with self._zip.open("about.npy", "w") as member:
-            np.lib.format.write_array(member, np.array(json.dumps(self.about, sort_keys=True)), allow_pickle=False)
-        self._zip.close()
-        if self.written != self.count:
-            self.partial.unlink()
-            raise ValueError(f"{self.path}: {self.written} images written, {self.count} announced")
-        os.replace(self.partial, self.path)
-
-
-def read_npz(path: str | Path) -> np.ndarray:
-    """`arr_0` of a sample or reference file: uint8 (N,H,W,3).
-
-    Raises: UserError when the file is missing, not an `.npz`, or holds anything but 8-bit RGB images.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{str(path)!r} does not exist; expected an .npz with 'arr_0' (N,H,W,3) uint8")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            array = archive["arr_0"]
-    except Exception as error:  # zip's and numpy's readers raise many kinds for damaged files
-        raise UserError(f"{str(path)!r} cannot be read as .npz with 'arr_0' ({error})") from error
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
-        raise UserError(f"{str(path)!r} holds {array.dtype} {array.shape}; expected uint8 (N,H,W,3)")
-    return array

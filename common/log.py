@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import sys
 import time
 import traceback
@@ -151,3 +153,14 @@ class Averages:
             mine = {key: sum(one[key] for one in sums) / len(sums) for key in sums[0]}
         self._sums = {key: value.to(device) for key, value in mine.items()}
         self._counts = dict(state["counts"])
+
+
+def peak_memory_gb() -> float:
+    """Peak resident memory of this process so far, in GB.
+
+    Linux has two figures for it; `ru_maxrss` begins with what the process that started this one had.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # macOS counts bytes

@@ -8,75 +8,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from common import checkpoint, dist
+from common.checkpoint import Saver
 from common.dist import World
 from common.errors import UserError
-from common.guard import Alarm, NotFinite
-from common.log import Averages, Logger, trim_metrics, write_failure
-from common.memory import peak_memory_gb
+from common.guard import NotFinite
+from common.log import Averages, Logger, peak_memory_gb, trim_metrics, write_failure
 from common.options import LogConfig, RunConfig
 from common.prefetch import Feed
-from common.saver import Saver
 from common.signals import Interrupts
-
-
-class Trainee(Protocol):
-    """What the loop drives. Every rank calls every method at the same time, so all of them may communicate."""
-
-    alarms: Sequence[Alarm]
-
-    def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Forward, backward, update for 0-based `step`; scalars to log (device tensors, not synchronised).
-
-        A key may be missing from some steps; it is averaged over those that have it. `not_finite` must be there: what
-        `common.optim.update` returned, 1.0 where the update was left out.
-        """
-
-    def network(self) -> nn.Module:
-        """What is sharded, for estimates."""
-
-    def frozen(self) -> list[nn.Module]:
-        """Networks beside it that are only looked through, for estimates."""
-
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        """State dicts by file name, e.g. {"model": ..., "ema": ...}."""
-
-    def state(self) -> dict[str, Any]:
-        """Optimizers and counters: tensors and plain containers."""
-
-    def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Inverse of the two above; `weights(name)` reads one file."""
-
-    def validate(self) -> dict[str, float]:
-        """Scalars on held-out data."""
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context that model code runs under.
-
-    Raises: UserError for an unknown precision.
-    """
-    if precision not in ("none", "bf16"):
-        raise UserError(f"run.precision got {precision!r}; expected none or bf16")
-    if device.type == "meta":
-        from common.estimate import MetaAutocast
-
-        return MetaAutocast(precision == "bf16")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """A CPU generator that is the same on every rank and after every resume."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4096 + stream)
+from common.trainee import Trainee
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import os
 import shutil
 import tarfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from common import config
+from common.config import MISSING, opt
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import IMAGE_SUFFIXES, read_image
-
-__all__ = ["ImageShards", "make_index", "open_images", "pack", "unpack"]
 
 
 class ImageShards(ImageFolder):
@@ -200,4 +201,31 @@ def _start(out: Path) -> Path:
 
 
 def _command(root: Path) -> str:
-    return f"run: python -m common.pack --index --data-path {root}"
+    return f"run: python -m common.shards --index --data-path {root}"
+
+
+@dataclass
+class PackConfig:
+    data_path: str = opt(MISSING, "image folder; with unpack or index a folder of shards")
+    out: str | None = opt(None, "folder to write; not with index")
+    shard_mb: float = opt(500.0, "size of a shard, million bytes")
+    unpack: bool = opt(False, "shards -> image folder")
+    index: bool = opt(False, "write the index of shards from elsewhere, in place")
+
+
+def main() -> None:
+    options = config.parse(PackConfig, about=__doc__)
+    if options.index == bool(options.out) or (options.index and options.unpack):
+        raise UserError("give --out with a folder to write, or --index alone")
+    from common import shards
+
+    if options.index:
+        print(f"{options.data_path}: {shards.make_index(options.data_path)} images indexed")
+    elif options.unpack:
+        print(f"written: {shards.unpack(options.data_path, options.out)}")
+    else:
+        print(f"written: {shards.pack(options.data_path, options.out, options.shard_mb)}")
+
+
+if __name__ == "__main__":
+    config.main(main)

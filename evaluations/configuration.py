@@ -17,7 +17,7 @@ from common import config
 from common.config import MISSING, nested_schema, opt, type_name
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("common", "tokenizer", "autoregressive", "evaluations")
+PACKAGES = ("common", "tokenizer", "autoregressive", "evaluations", "studies")
 
 ABOUT = """# Configuration
 

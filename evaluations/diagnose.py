@@ -27,13 +27,12 @@ from common.data import ImageFolder, batches, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
-from common.loop import autocast
+from common.numerics import autocast
 from evaluations import record
+from evaluations.figures import COLOURS, STYLE, markdown
 from evaluations.metrics import FEATURES
+from evaluations.metrics.codebook_usage import CodeUsage
 from evaluations.metrics.frechet import Moments, frechet_distance
-from evaluations.report_figures import COLOURS, STYLE
-from evaluations.study import markdown
-from evaluations.usage import CodeUsage
 from tokenizer.model import Tokenizer
 
 

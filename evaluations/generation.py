@@ -25,15 +25,16 @@ from autoregressive.config import SampleConfig
 from autoregressive.guidance import Guidance
 from autoregressive.paper_flags import SAMPLE_FLAGS
 from autoregressive.sample import ImageSampler, remove, sample
-from common import config, dist
+from common import config, dist, npz
 from common.config import opt
 from common.data import ImageFolder
 from common.dist import World
 from common.errors import UserError
-from evaluations import engine, npz, record
+from evaluations import record
+from evaluations.c2i import scores
 from evaluations.c2i.evaluator import read_about
-from evaluations.distribution import Reference
 from evaluations.metrics import FEATURES
+from evaluations.sample_metrics import Reference
 from evaluations.search import SEARCHABLE, climb, coarse_count, plot, start_scale, windows
 
 
@@ -115,7 +116,7 @@ class Evaluation:
         self.objective = config.frechet or "fid"
         self._sampler: ImageSampler | None = None
         self._reference: Reference | None = None
-        self._scores: engine.Scores | None = None
+        self._scores: scores.Scores | None = None
         self._sources = self._hashes()
 
     def _hashes(self) -> dict[str, Any]:
@@ -134,10 +135,10 @@ class Evaluation:
             found["networks"] = {extractor.name: record.weights_key(extractor.network)}
         if c.gt_npz_path:
             kind = read_about(c.samples).get("kind") if c.samples else "generation"
-            found |= engine.question(
+            found |= scores.question(
                 c.gt_npz_path, c.samples or c.sample_dir, kind, c.engine, c.eval_python_path, c.inception_path
             )
-            self._scores = engine.Scores(
+            self._scores = scores.Scores(
                 c.gt_npz_path, found["engine"], c.eval_python_path, c.inception_path, self.world.device
             )
         return found

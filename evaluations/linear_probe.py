@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import tokenizer as tokenizers
-from autoregressive.pairing import load_generator
 from autoregressive.paper_flags import COMMON_FLAGS
-from common import checkpoint, config, dist, loop, optim
+from autoregressive.released import load_compatible
+from common import checkpoint, config, dist, loop, numerics, optim
 from common.config import MISSING, opt
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
@@ -185,7 +185,7 @@ class ProbeTrainee:
 @torch.no_grad()
 def read(features: Features, pixels: Tensor, precision: str, device: torch.device) -> Tensor:
     """uint8 (B,H,W,3) -> float32 features (B,width)."""
-    with loop.autocast(precision, device):
+    with numerics.autocast(precision, device):
         return features.read(from_pixels(pixels.to(device))).float()
 
 
@@ -218,7 +218,7 @@ def run(config: ProbeConfig) -> dict[str, Any]:
             config.vq_ckpt, config.vq_weights, world.device, config.tok_config, config.image_size
         )
         if config.gpt_ckpt:
-            model = load_generator(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
+            model = load_compatible(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
             features = generator_features(model, tokenizer, config.n_layer, config.num_code)
         else:
             features = tokenizer_features(tokenizer, config.features, config.num_code)

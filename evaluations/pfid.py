@@ -30,11 +30,12 @@ from common.data import ImageFolder, batches, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
-from evaluations import engine, record
+from common.npz import PartWriter, join
+from evaluations import record
+from evaluations.c2i import scores
+from evaluations.harness import DecodingConfig
 from evaluations.metrics import FEATURES
 from evaluations.metrics.frechet import Moments, frechet_distance
-from evaluations.options import DecodingConfig
-from evaluations.parts import PartWriter, join
 from tokenizer.model import Tokenizer
 from tokenizer.quantizers.perturbation import NEIGHBOURS, nearest_codes
 
@@ -109,7 +110,7 @@ def _question(config: PfidConfig, paths: list[str], cells: list[Cell]) -> dict[s
         "cells": [cell._asdict() for cell in cells], "tokenizer": record.checkpoint(config.vq_ckpt),
     }
     if config.gt_npz_path:
-        asked |= engine.question(
+        asked |= scores.question(
             config.gt_npz_path, config.sample_dir, "reconstruction", config.engine, config.eval_python_path,
             config.inception_path,
         )
@@ -158,11 +159,11 @@ class Measurement:
             self.originals.merge(theirs_originals)
             for mine, theirs in zip(self.moments, moments, strict=True):
                 mine.merge(theirs)
-        config, scores, features = self.config, None, {}
+        config, evaluator, features = self.config, None, {}
         if self.writers:
-            chosen = engine.choose(config.engine, config.eval_python_path)
+            chosen = scores.choose(config.engine, config.eval_python_path)
             reference = (config.gt_npz_path, chosen, config.eval_python_path, config.inception_path)
-            scores = engine.Scores(*reference, self.world.device)
+            evaluator = scores.Scores(*reference, self.world.device)
         continuous = is_continuous(self.tokenizer)
         originals = self.originals.gaussian() if self.extractor else None
         tokens: dict[str, dict[str, Any]] = {}
@@ -170,11 +171,11 @@ class Measurement:
             found: dict[str, float] = {}
             if self.extractor:
                 found[config.frechet] = frechet_distance(originals, moments.gaussian())
-            if scores:
+            if evaluator:
                 size = self.tokenizer.image_size
                 about = {"kind": "reconstruction", **cell._asdict()}
                 join(self.npz(cell), count, (size, size), self.world.size, about)
-                figures, features["inception"], _ = scores(self.npz(cell))
+                figures, features["inception"], _ = evaluator(self.npz(cell))
                 found["fid"] = figures["fid"]
                 self.npz(cell).unlink()
             if str(cell.num_tokens) not in tokens:  # the first cell of a length is the unperturbed one

@@ -28,17 +28,17 @@ from common.data import ImageFolder, batches, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels, write_png
-from common.loop import autocast
-from evaluations import engine, record
-from evaluations.grids import grid
+from common.npz import PartWriter, join
+from common.numerics import autocast
+from evaluations import record
+from evaluations.c2i import scores
+from evaluations.harness import DecodingConfig, grid
 from evaluations.metrics import FEATURES
+from evaluations.metrics.codebook_usage import CodeUsage
 from evaluations.metrics.features import EfficientNetLite2
 from evaluations.metrics.frechet import Moments, frechet_distance
 from evaluations.metrics.psnr import psnr
 from evaluations.metrics.ssim import ssim
-from evaluations.options import DecodingConfig
-from evaluations.parts import PartWriter, join
-from evaluations.usage import CodeUsage
 from tokenizer.model import Tokenizer
 
 
@@ -121,7 +121,7 @@ def _question(
         "ssim_data_range": "1.0 for images in [0,1]; ssim_data_range_2 repeats the papers' scripts",
     }
     if config.gt_npz_path:
-        asked |= engine.question(
+        asked |= scores.question(
             config.gt_npz_path, config.sample_dir, "reconstruction", config.engine, config.eval_python_path,
             config.inception_path,
         )
@@ -235,7 +235,7 @@ class Measurement:
                 mine.merge(moments[k])
         tokens: dict[str, dict[str, float]] = {}
         original = self.moments[0].gaussian() if self.extractor else None
-        c, features, scores = self.config, {}, None
+        c, features, evaluator = self.config, {}, None
         flags = record.few_images(self.count) if self.parts and (c.frechet or c.gt_npz_path) else []
         checkpoint = {**question["tokenizer"], "parameters": sum(p.numel() for p in self.tokenizer.parameters())}
         if self.extractor is not None:
@@ -244,7 +244,7 @@ class Measurement:
             features[name] = record.Features("torch", question["networks"][name], reference)
         if c.gt_npz_path and self.parts:
             chosen = question["engine"]
-            scores = engine.Scores(c.gt_npz_path, chosen, c.eval_python_path, c.inception_path, self.world.device)
+            evaluator = scores.Scores(c.gt_npz_path, chosen, c.eval_python_path, c.inception_path, self.world.device)
         for k in self.lengths:
             parts = [values[k] for values, _, _ in gathered]
             names = next(list(part) for part in parts if part)
@@ -258,8 +258,8 @@ class Measurement:
                     "files": question["files"],
                 }
                 join(self.npz(k), self.count, (size, size), self.world.size, about)
-                if scores is not None:
-                    figures, features["inception"], more = scores(self.npz(k))
+                if evaluator is not None:
+                    figures, features["inception"], more = evaluator(self.npz(k))
                     flags += more
                     tokens[str(k)] |= {"rfid" if name == "fid" else name: value for name, value in figures.items()}
                 if self.config.clear_cache:

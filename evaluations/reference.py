@@ -23,7 +23,8 @@ from common import config, dist
 from common.config import MISSING, opt
 from common.data import ImageFolder, batches, share
 from common.errors import UserError
-from common.images import NpzWriter, write_png
+from common.images import write_png
+from common.npz import NpzWriter
 from evaluations import record
 
 

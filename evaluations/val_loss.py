@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 import autoregressive
 import tokenizer as tokenizers
-from autoregressive.pairing import load_generator
 from autoregressive.paper_flags import COMMON_FLAGS
+from autoregressive.released import load_compatible
 from autoregressive.train import position_losses
 from common import config, dist
 from common.checkpoint import resolve_folder
@@ -87,7 +87,7 @@ def _run(config: ValLossConfig, world: World) -> dict[str, Any]:
     else:
         named = (config.tok_config, config.image_size)
         tokenizer = tokenizers.load(config.vq_ckpt, config.vq_weights, world.device, *named)
-        model = load_generator(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
+        model = load_compatible(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
         dataset = open_images(config.data_path, tokenizer.image_size, crop="center")
     if len(dataset.classes) > model.num_classes:
         raise UserError(f"{len(dataset.classes)} classes of images, the generator knows {model.num_classes}")

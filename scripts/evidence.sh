@@ -3,4 +3,4 @@
 . "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 each=$GPUS
 GPUS=1 NNODES=1 # the study itself is one process; its jobs use the GPUs
-launch evaluations.evidence --gpus "$each" "$@"
+launch studies.tokenizers --gpus "$each" "$@"

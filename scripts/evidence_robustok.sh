@@ -2,4 +2,4 @@
 # Perturbation and post-training compared over seeds, on the embedded photographs.
 . "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 GPUS=1 NNODES=1 # its stages are small; --workers says how many run at once
-launch evaluations.evidence_robustok "$@"
+launch studies.robustok "$@"

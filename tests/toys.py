@@ -62,3 +62,9 @@ def save_generator(run: Path, **changes: Any) -> Path:
     meta = {"classes": list(COLOURS)}
     checkpoint.save(run, 1, {"model": model.state_dict()}, {}, {"model": stated}, meta)
     return run
+
+
+def read_npz(path: Path) -> np.ndarray:
+    """The images of a packed file, uint8 (N,H,W,3)."""
+    with np.load(path) as file:
+        return file["arr_0"]

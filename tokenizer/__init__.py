@@ -32,7 +32,7 @@ def load(
     Raises: UserError when there is no complete checkpoint, a file is damaged or holds anything but tensors and
     settings, the weights do not fit the config, or a checkpoint's own config or image size is another.
     """
-    from tokenizer.loading import load_tokenizer
+    from tokenizer.released import load_tokenizer
 
     return load_tokenizer(path, weights, device, config, image_size)
 
@@ -40,7 +40,7 @@ def load(
 def load_weights(tokenizer: Tokenizer, path: str | Path, weights: str) -> None:
     """Strictly load a checkpoint's weights into an existing tokenizer."""
     from common.checkpoint import load_into
-    from tokenizer.loading import read_tokenizer
+    from tokenizer.released import read_tokenizer
 
     _, tensors = read_tokenizer(path, weights)
     load_into(tokenizer, tensors, str(path))

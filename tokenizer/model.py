@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +44,7 @@ class Tokenizer(nn.Module, HubModel):
     """images (B,3,H,W) in [-1,1] <-> codes int64 (B,k), k <= N."""
 
     hub_kind = "tokenizer"
+    Config = TokenizerConfig
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -75,12 +75,6 @@ class Tokenizer(nn.Module, HubModel):
                 f"encoder {config.encoder['name']!r} makes {made} groups of tokens, quantizer "
                 f"{config.quantizer['name']!r} takes {taken} (on a grid if it has scales); use dino_vit, groups={taken}"
             )
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> Tokenizer:
-        from tokenizer.loading import load_tokenizer
-
-        return load_tokenizer(folder, "model", "cpu", None)
 
     @property
     def num_tokens(self) -> int:

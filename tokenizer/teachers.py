@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.config import opt
 from common.errors import UserError
-from evaluations.metrics.embedded import EfficientNetLite
+from common.networks.efficientnet_lite import EfficientNetLite
 from tokenizer.layers.vit import Vit, VitConfig
 from tokenizer.pretrained import load_timm
 

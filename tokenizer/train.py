@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import checkpoint, config, dist, loop, optim, parallel
+from common import checkpoint, config, dist, loop, numerics, optim, parallel
 from common.config import build, lookup
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
@@ -23,11 +23,10 @@ from common.pairs import PairFolder
 from common.paper_flags import joined
 from common.shards import open_images
 from tokenizer import load_weights
-from tokenizer.adversary import Adversary
 from tokenizer.config import TrainConfig
-from tokenizer.fingerprint import codes_fingerprint
-from tokenizer.frozen_codes import FrozenCodes
+from tokenizer.frozen_codes import FrozenCodes, codes_fingerprint
 from tokenizer.lora import adapt, merged
+from tokenizer.losses.adversary import Adversary
 from tokenizer.model import Pass, Tokenizer, View
 from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.paper_yaml import from_robustok
@@ -237,7 +236,7 @@ class TokenizerTrainee:
         given = (images, batch["codes"]) if "codes" in batch else (images,)
         micro = parallel.micro_batches(given, config.run.accumulate)
         # Parts that draw from the global generator (augmentation, drop path) repeat what they drew after a resume.
-        torch.manual_seed(loop.step_generator(config.run.seed, step, self.world.rank + 8).initial_seed())
+        torch.manual_seed(numerics.step_generator(config.run.seed, step, self.world.rank + 8).initial_seed())
         self.optimizer.zero_grad(set_to_none=True)
         logged: dict[str, Tensor] = {}
         views: list[list[Tensor]] = []
@@ -272,7 +271,7 @@ class TokenizerTrainee:
             given = {"unpaired" if self.config.data.unpaired else "codes": codes}
         if "codes" in given and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
             plan.num_tokens = _at_most(plan.num_tokens, codes.shape[1])
-        with loop.autocast(self.config.run.precision, self.world.device):
+        with numerics.autocast(self.config.run.precision, self.world.device):
             losses, done = self.generator_losses(images, plan, **given)
         return losses | {"loss": sum(value for name, value in losses.items() if "@" not in name)}, done
 

@@ -6,7 +6,6 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -153,12 +152,6 @@ class GPT(nn.Module, HubModel):
 
     def hub_config(self) -> dict[str, Any]:
         return {"name": "gpt", **super().hub_config()}
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> GPT:
-        from autoregressive.loading import load_generator
-
-        return load_generator(folder, "model", "cpu", None)
 
     # ------------------------------------------------------------------------------------------ teacher forcing
 

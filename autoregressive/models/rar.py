@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,12 +91,6 @@ class RAR(nn.Module, HubModel):
 
     def hub_config(self) -> dict[str, Any]:
         return {"name": "rar", **super().hub_config()}
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> RAR:
-        from autoregressive.loading import load_generator
-
-        return load_generator(folder, "model", "cpu", None)
 
     # ------------------------------------------------------------------------------------------ teacher forcing
 

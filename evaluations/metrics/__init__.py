@@ -1,7 +1,7 @@
 """Metrics, one idea per file. Tables name what a config can choose; a metric is called what it measures."""
 
+from common.networks.lpips import LPIPS
 from evaluations.metrics.features import EfficientNetLite2
-from evaluations.metrics.lpips import LPIPS
 from evaluations.metrics.perceptual import PerceptualLite0
 
 FEATURES = {"fd_efficientnet_lite2": EfficientNetLite2}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluations.metrics.embedded import EfficientNetLite
+from common.networks.efficientnet_lite import EfficientNetLite
 
 __all__ = ["EfficientNetLite2", "Extractor", "Features", "extract"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evaluations.metrics.embedded import EfficientNetLite
+from common.networks.efficientnet_lite import EfficientNetLite
 
 __all__ = ["PerceptualLite0"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from common import checkpoint, loop, optim, saver
+from common import checkpoint, loop, optim
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.fsync")
 
@@ -74,7 +74,7 @@ def at_file_operation(see: Callable[[int], None]) -> None:
 
     sys.addaudithook(audit)  # tells of all but fsync
     _before(os, "fsync", lambda *_: audit("os.fsync", ()))
-    write = saver.Saver._write
+    write = checkpoint.Saver._write
 
     def watched(*arguments: Any) -> None:
         counter.update(count=0, writing=True)
@@ -83,7 +83,7 @@ def at_file_operation(see: Callable[[int], None]) -> None:
         finally:
             counter["writing"] = False
 
-    saver.Saver._write = watched
+    checkpoint.Saver._write = watched
 
 
 def _act(action: str) -> None:

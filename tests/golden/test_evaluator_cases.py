@@ -21,8 +21,8 @@ import torch
 
 from common.errors import UserError
 from evaluations.c2i import evaluator as original
+from evaluations.c2i.evaluator_torch import Evaluator
 from evaluations.metrics.inception import InceptionGraph
-from evaluations.twin_job import Evaluator
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT.parent / "shared" / "golden" / "evaluator"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from evaluations import adm
-from evaluations.engine import Scores, choose
+from evaluations.c2i import scores
+from evaluations.c2i.scores import Scores, choose
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT.parent / "shared" / "golden" / "evaluator"
@@ -41,7 +41,7 @@ def test_both_engines_give_the_same_figures(files):
         figures, about, flags = Scores(str(files[0]), engine, PYTHON, GRAPH, torch.device("cpu"))(files[1])
         assert about.engine == engine and about.reference["images"] == 40
         assert any("40" in flag for flag in flags)  # fewer images than the protocol's
-        assert adm.parse(files[1].with_suffix(".txt").read_text()).keys() <= figures.keys()
+        assert scores.parse(files[1].with_suffix(".txt").read_text()).keys() <= figures.keys()
         told = json.loads(files[1].with_suffix(".json").read_text())
         assert told["engine"] == engine and told["images"] == 40
         hashes = [told[name] for name in ("graph_sha256", "reference_sha256", "samples_sha256")]
@@ -53,7 +53,7 @@ def test_both_engines_give_the_same_figures(files):
 @needs_tensorflow
 def test_the_tensorflow_evaluator_names_a_missing_graph(files, tmp_path):
     with pytest.raises(UserError, match=r"gone\.pb.*curl"):
-        adm.evaluate(*files, PYTHON, tmp_path / "gone.pb")
+        scores.evaluate(*files, PYTHON, tmp_path / "gone.pb")
 
 
 @needs_graph

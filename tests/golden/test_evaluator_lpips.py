@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evaluations.metrics.lpips import LPIPSNetwork, _heads_file, _load
+from common.networks.lpips import LPIPSNetwork, _heads_file, _load
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from common.errors import UserError
-from evaluations import adm
+from evaluations.c2i import scores
+from evaluations.c2i.evaluator_torch import TwinConfig, run
 from evaluations.metrics.graphdef import read_graph
 from evaluations.metrics.inception import InceptionGraph
-from evaluations.twin import TwinConfig
-from evaluations.twin_job import run
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "golden" / "evaluator"
 if not FOLDER.is_dir():
@@ -58,7 +57,7 @@ def test_the_job_writes_the_five_lines(tmp_path, capsys):
     reference, samples = save(tmp_path / "ref.npz", batch("n5")), save(tmp_path / "a.npz.npz", batch("n65"))
     figures = run(TwinConfig(gt_npz_path=str(reference), samples=str(samples), inception_path=GRAPH, device="cpu"))
     text = (tmp_path / "a.npz.txt").read_text()
-    assert adm.parse(text) == {key: figures[key] for key in adm.NAMES.values()}
+    assert scores.parse(text) == {key: figures[key] for key in scores.NAMES.values()}
     assert text in capsys.readouterr().out
     assert json.loads((tmp_path / "a.npz.json").read_text())["graph_sha256"] == figures["graph_sha256"]
 

@@ -19,9 +19,9 @@ from common import checkpoint, config, dist
 from common.data import ImageFolder, stream
 from common.dist import World
 from common.errors import UserError
-from common.loop import step_generator
+from common.numerics import step_generator
 from tokenizer.config import TrainConfig
-from tokenizer.fingerprint import codes_fingerprint
+from tokenizer.frozen_codes import codes_fingerprint
 from tokenizer.model import Pass
 from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.regularizers.base import Plan

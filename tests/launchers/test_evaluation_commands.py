@@ -25,10 +25,10 @@ from PIL import Image
 from autoregressive.models.gpt import GPT
 from benchmarks.inception_graph import write_graph
 from common import checkpoint, config
-from common.images import read_npz
+from common.networks.lpips import SLICES, VGG_FILE, LPIPSNetwork
 from evaluations.metrics.inception import FILE
-from evaluations.metrics.lpips import SLICES, VGG_FILE, LPIPSNetwork
 from tests import toys
+from tests.toys import read_npz
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 

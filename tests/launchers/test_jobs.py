@@ -27,7 +27,7 @@ def run(module, *arguments):
 
 
 def test_the_jobs_are_found():
-    assert {"common.photos", "tokenizer.train", "autoregressive.train"} <= set(JOBS)
+    assert {"studies.photos", "tokenizer.train", "autoregressive.train"} <= set(JOBS)
 
 
 @pytest.mark.parametrize("module", JOBS)

@@ -16,8 +16,8 @@ import tokenizer as tokenizers
 from autoregressive import extract_codes
 from autoregressive.config import ExtractConfig
 from common import checkpoint
-from common.images import read_npz
 from common.pairs import PairFolder
+from tests.toys import read_npz
 
 ROOT = Path(__file__).parents[2]
 TOY = """

@@ -14,9 +14,8 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from common.config import build, resolve
 from common.dist import World
 from common.errors import UserError
+from common.networks import lpips
 from common.options import OptimConfig
-from evaluations.metrics import lpips
-from tokenizer.adversary import Adversary
 from tokenizer.config import AdversaryConfig
 from tokenizer.discriminators import DISCRIMINATORS
 from tokenizer.discriminators.dino import FrozenDino
@@ -24,6 +23,7 @@ from tokenizer.discriminators.stylegan import Blur, StyleGanDiscriminator
 from tokenizer.layers.vit import VitConfig
 from tokenizer.losses import LOSSES
 from tokenizer.losses.adversarial import GAMES, gradient_penalty
+from tokenizer.losses.adversary import Adversary
 
 DINO = {"width": 32, "layers": 2, "heads": 2}
 SMALL = {

@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 
 from benchmarks import evaluator
-from common.images import NpzWriter
-from evaluations import npz
+from common import npz
+from common.npz import NpzWriter
 
 
 def test_the_benchmark_measures_every_stage_of_the_torch_engine():

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from autoregressive.models.gpt import GPT
-from benchmarks import evaluation, run, sampling, steps, tokenizing, training
+from benchmarks import evaluation, run, sampling, tokenizing, training
 from benchmarks.plain_sampler import plain_codes
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def test_the_other_jobs_and_the_table(monkeypatch) -> None:
     monkeypatch.setitem(training.CASES, "cpu", cases)
     found = {
         "extraction": tokenizing.extraction(CPU), "extraction_growth": tokenizing.extraction_growth(CPU, (4, 8)),
-        "tokenizer_training": steps.tokenizer_training(CPU), "gpt_training": steps.gpt_training(CPU),
+        "tokenizer_training": training.tokenizer_training(CPU), "gpt_training": training.gpt_training(CPU),
         "evaluation": evaluation.evaluation(CPU, images=1, features=32, dim=16, width=1 / 16, whole=4),
     }
     text = run.table({"benchmarks": found})

@@ -16,7 +16,7 @@ def test_the_file_is_current() -> None:
 
 def test_every_job_and_part_is_in_it() -> None:
     text = (ROOT / "CONFIGURATION.md").read_text()
-    assert {"common.photos", "tokenizer.train", "autoregressive.train"} <= set(configuration.jobs())
+    assert {"studies.photos", "tokenizer.train", "autoregressive.train"} <= set(configuration.jobs())
     for heading in (*configuration.jobs(), "tokenizer.quantizers:QUANTIZERS", "autoregressive.models:GENERATORS"):
         assert f"### `{heading}`" in text
     assert "| `optim.lr` | float | `0.0001` | peak learning rate |" in text

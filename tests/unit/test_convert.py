@@ -14,13 +14,13 @@ import autoregressive
 import tokenizer
 from autoregressive import convert
 from autoregressive.convert import ConvertConfig, run
-from autoregressive.loading import write_released as write_generator
 from autoregressive.models.gpt import GPT
+from autoregressive.released import write_released as write_generator
 from common import checkpoint, torchfile
 from common.errors import UserError
 from tests.unit.test_released_files import SMALL, generators, make, same
-from tokenizer.loading import write_released as write_tokenizer
 from tokenizer.model import Tokenizer
+from tokenizer.released import write_released as write_tokenizer
 
 ROOT = Path(__file__).parents[2]
 FILES = {"README.md", "config.json", "model.safetensors"}

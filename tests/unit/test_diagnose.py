@@ -16,10 +16,10 @@ from common import checkpoint
 from common.config import parse
 from common.errors import UserError
 from evaluations import diagnose as job
-from evaluations import evidence_job
 from evaluations.diagnose import FLAGS, DiagnoseConfig
-from evaluations.evidence import EvidenceConfig
-from evaluations.usage import CodeUsage
+from evaluations.metrics.codebook_usage import CodeUsage
+from studies import tokenizers
+from studies.tokenizers import EvidenceConfig
 from tests.unit.test_tokenizer import make
 
 
@@ -93,7 +93,7 @@ def test_the_comparison_says_what_the_seeds_allow(tmp_path: Path) -> None:
             write(at / "diagnosis/diagnosis.json", {"summary": summary, "positions": {"entropy": [gain] * 4}})
             write(at / "generation-64/results.json", {"metrics": {options.frechet: 50 + gain}})
             write(tmp_path / f"ledger/{variant}/seed-{seed}/tokenizer.json", {"seconds": 9.0})
-    evidence_job.compare(options)
+    tokenizers.compare(options)
     written = json.loads((tmp_path / "evidence.json").read_text())
     assert written["figures"]["good"]["tail_gain_mse"] == pytest.approx({"mean": 0.31, "deviation": 0.01, "count": 3})
     said = "tail_gain_mse: above base: good; not told apart from base: noisy."

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from autoregressive.zoo import read_table
+from autoregressive.download import read_table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "Detailed_instructions.md")
@@ -97,7 +97,7 @@ def test_every_link_leads_somewhere(document):
 def test_every_path_in_the_text_exists(document):
     """Words in backticks that look like files of ours: with a folder of ours in front, or ending in .sh or .toml."""
     quoted = re.findall(r"`([\w./-]+)`", re.sub(r"^```.*?^```", "", text(document), flags=re.MULTILINE | re.DOTALL))
-    folders = "common|tokenizer|autoregressive|evaluations|configs|scripts|tests|requirements"
+    folders = "common|tokenizer|autoregressive|evaluations|studies|configs|scripts|tests|requirements"
     ours = re.compile(rf"({folders})/.*|\w+\.(sh|toml)")
     named = [word for word in quoted if ours.fullmatch(word)]
     assert named
@@ -122,7 +122,7 @@ def test_the_annotated_tree_is_the_tree():
 
 
 def test_the_photographs_are_credited():
-    from common.photos import credits
+    from studies.photos import credits
 
     assert credits() in text("Detailed_instructions.md")
 

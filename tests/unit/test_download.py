@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoregressive import download, zoo
+from autoregressive import download
 from common.download import fetch_file
 from common.errors import UserError
 
@@ -174,32 +174,32 @@ def settings(table: Path, *names: str, **options: object) -> download.DownloadCo
 
 
 def test_hashes_are_recorded_on_first_use_and_held_to_later(table, server, capsys):
-    (path,) = zoo.run(settings(table, "one"))
+    (path,) = download.run(settings(table, "one"))
     assert path.name == "one.pt" and path.read_bytes() == CONTENT
     record = json.loads((path.parent / "checksums.json").read_text())
     assert record == {"one.pt": {"sha256": DIGEST, "bytes": len(CONTENT), "url": f"{server.url}/one.pt"}}
     assert "hash recorded; config configs/vq/VQ_SS256.yaml" in capsys.readouterr().out
-    zoo.run(settings(table, "one"))
+    download.run(settings(table, "one"))
     assert "already there" in capsys.readouterr().out
     path.unlink()
     server.content = CONTENT[::-1]
     with pytest.raises(UserError, match="hashes to"):
-        zoo.run(settings(table, "one"))
+        download.run(settings(table, "one"))
 
 
 def test_a_source_can_be_given(table, server):
     with pytest.raises(UserError, match="--source URL"):
-        zoo.run(settings(table, "two"))
-    (path,) = zoo.run(settings(table, "two", source=f"{server.url}/mirror/"))
+        download.run(settings(table, "two"))
+    (path,) = download.run(settings(table, "two", source=f"{server.url}/mirror/"))
     assert path.name == "two.bin"
-    assert zoo.run(settings(table, "two")) == [path]  # it is there now
+    assert download.run(settings(table, "two")) == [path]  # it is there now
 
 
 def test_unknown_names_are_refused_before_anything_is_fetched(table, server):
     with pytest.raises(UserError, match=r"unknown checkpoint 'tow' \(did you mean 'two'"):
-        zoo.run(settings(table, "one", "tow"))
+        download.run(settings(table, "one", "tow"))
     with pytest.raises(UserError, match="no checkpoint named"):
-        zoo.run(settings(table))
+        download.run(settings(table))
     assert server.asked == []
 
 
@@ -210,12 +210,12 @@ def test_the_command_takes_names_first():
 
 def test_the_shipped_table_is_complete(capsys):
     """Every released tokenizer and generator, configs that exist, and parameters as our models have them."""
-    table = zoo.read_table(download.TABLE)
-    zoo.run(download.DownloadConfig(show=True))
+    table = download.read_table(download.TABLE)
+    download.run(download.DownloadConfig(show=True))
     printed = capsys.readouterr().out
     for name, entry in table.items():
         assert name in printed and entry.file and entry.parameters > 1e7
-        assert entry.config is None or (zoo.ROOT / entry.config).is_file()
+        assert entry.config is None or (download.ROOT / entry.config).is_file()
     assert "136M        vq/VQ_SS256.yaml               rFID 1.01, LPIPS 0.2226" in printed
     families = {name.partition("_")[0] for name, entry in table.items() if entry.what != "network"}
     assert families == {"gigatok", "retok", "llamagen", "robustok"}

@@ -22,7 +22,7 @@ from benchmarks.inception_graph import write_graph
 from common import checkpoint, config
 from common.data import ImageFolder
 from common.errors import UserError
-from common.images import from_pixels, read_npz, to_pixels
+from common.images import from_pixels, to_pixels
 from evaluations import generation, reconstruction, record, reference
 from evaluations.generation import GenerationConfig
 from evaluations.metrics.frechet import fit, frechet_distance
@@ -30,6 +30,7 @@ from evaluations.metrics.psnr import psnr
 from evaluations.reconstruction import FLAGS, ReconstructionConfig
 from evaluations.reference import ReferenceConfig
 from tests import toys
+from tests.toys import read_npz
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 
@@ -306,7 +307,7 @@ def test_generation_measures_and_logs_a_point_once(made, tmp_path):
 
 
 def test_the_mean_colour_distance_is_that_of_flat_images(made, tmp_path):
-    from evaluations.distribution import Reference
+    from evaluations.sample_metrics import Reference
 
     reference = Reference(str(made / "images"), FD, 32)
     labels = np.array([0, 1, 2, 1])

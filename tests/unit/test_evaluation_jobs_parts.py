@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from common import npz
 from common.errors import UserError
-from common.images import NpzWriter
-from evaluations import adm, npz, record
-from evaluations.baselines_job import bilinear_thumbnail, kmeans, nearest
-from evaluations.parts import PartWriter, join
+from common.npz import NpzWriter, PartWriter, join
+from evaluations import record
+from evaluations.c2i import scores
+from evaluations.metrics.codebook_usage import CodeUsage
 from evaluations.search import STARTS, climb, start_scale, windows
-from evaluations.usage import CodeUsage
+from studies.baselines import bilinear_thumbnail, kmeans, nearest
 
 # ------------------------------------------------------------------------------------------------ search
 
@@ -145,45 +146,45 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 def script(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
     path = folder / "stand_in.py"
     path.write_text("import sys, pathlib, json\nsample = pathlib.Path(sys.argv[2])\n" + body)
-    monkeypatch.setattr(adm, "SCRIPT", path)
+    monkeypatch.setattr(scores, "SCRIPT", path)
 
 
 def test_the_evaluator_is_called_with_both_files_and_its_text_is_read(pair, tmp_path, monkeypatch):
     body = f"assert sys.argv[1].endswith('ref.npz')\nsample.with_suffix('.txt').write_text({FIVE!r})"
     script(monkeypatch, tmp_path, body)
-    found = adm.evaluate(*pair, sys.executable)
+    found = scores.evaluate(*pair, sys.executable)
     assert found == {"inception_score": 240.5, "fid": 2.15, "sfid": 5.0, "precision": 0.81, "recall": 0.6}
 
 
 def test_json_beside_the_text_is_preferred(pair, tmp_path, monkeypatch):
     body = "sample.with_suffix('.json').write_text(json.dumps({'fid': 2.123456789, 'engine': 'x'}))"
     script(monkeypatch, tmp_path, f"sample.with_suffix('.txt').write_text({FIVE!r})\n{body}")
-    assert adm.evaluate(*pair, sys.executable) == {"fid": 2.123456789, "engine": "x"}
+    assert scores.evaluate(*pair, sys.executable) == {"fid": 2.123456789, "engine": "x"}
 
 
 def test_a_failed_evaluator_is_an_error_and_old_text_is_not_taken_for_new(pair, tmp_path, monkeypatch):
     pair[1].with_suffix(".txt").write_text(FIVE)
     script(monkeypatch, tmp_path, "sys.exit('no graph here')")
     with pytest.raises(UserError, match="status 1: no graph here"):
-        adm.evaluate(*pair, sys.executable)
+        scores.evaluate(*pair, sys.executable)
     script(monkeypatch, tmp_path, "")
     with pytest.raises(UserError, match="wrote no"):
-        adm.evaluate(*pair, sys.executable)
+        scores.evaluate(*pair, sys.executable)
 
 
 def test_a_missing_interpreter_or_file_names_the_flag(pair, tmp_path, monkeypatch):
     script(monkeypatch, tmp_path, "")
     with pytest.raises(UserError, match=r"env_install\.sh --eval.*EVAL_PYTHON_PATH"):
-        adm.evaluate(*pair, tmp_path / "no python")
+        scores.evaluate(*pair, tmp_path / "no python")
     with pytest.raises(UserError, match="--gt-npz-path"):
-        adm.evaluate(tmp_path / "gone.npz", pair[1], sys.executable)
+        scores.evaluate(tmp_path / "gone.npz", pair[1], sys.executable)
 
 
 def test_incomplete_text_is_refused():
     with pytest.raises(UserError, match="Precision, Recall"):
-        adm.parse("\n".join(FIVE.splitlines()[:3]))
+        scores.parse("\n".join(FIVE.splitlines()[:3]))
     with pytest.raises(UserError, match="expected a number"):
-        adm.parse(FIVE.replace("2.15", "two"))
+        scores.parse(FIVE.replace("2.15", "two"))
 
 
 # ------------------------------------------------------------------------------------------------ baselines

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from evaluations import quickstart
-from evaluations.quickstart import QuickstartConfig, run, stages
+from studies import quickstart
+from studies.quickstart import QuickstartConfig, run, stages
 
 STAGES = stages(QuickstartConfig())
 
@@ -42,7 +42,7 @@ def test_time_adds_up_until_a_stage_is_finished(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         run(options, interrupted_in_training)
-    assert ran == ["common.photos", "tokenizer.train"] and read(options)["seconds"] == {"photos": 5, "tokenizer": 5}
+    assert ran == ["studies.photos", "tokenizer.train"] and read(options)["seconds"] == {"photos": 5, "tokenizer": 5}
     run(options, interrupted_in_training)
     assert ran[2:] == [words[0] for words in STAGES.values()]
     assert read(options)["seconds"] == {**dict.fromkeys(STAGES, 5), "tokenizer": 10}
@@ -62,9 +62,9 @@ def test_a_failed_stage_stops_the_rest(tmp_path):
 
 
 def test_memory_and_status_of_a_real_process(tmp_path):
-    assert quickstart._spend(["common.photos", "--no-such-flag"])[0] == 2
+    assert quickstart._spend(["studies.photos", "--no-such-flag"])[0] == 2
     # In a process of its own, as the quickstart runs it: a child's peak includes its parent's memory at the fork.
-    code = "from evaluations import quickstart; print(*quickstart._spend(['common.photos', '--help']))"
+    code = "from evaluations import quickstart; print(*quickstart._spend(['studies.photos', '--help']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=quickstart.ROOT, capture_output=True, text=True, check=True)
     status, gigabytes = done.stdout.splitlines()[-1].split()
     assert status == "0" and 0.005 < float(gigabytes) < 1

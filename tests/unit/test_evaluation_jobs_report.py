@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.images import NpzWriter
-from evaluations.report import ReportConfig
-from evaluations.report_job import run
+from common.npz import NpzWriter
+from studies.report import ReportConfig, run
 
 CLASSES = ["cat", "dog & <bird>"]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from evaluations.evidence_robustok import RobustConfig, stages
-from evaluations.evidence_robustok_job import claims, text
+from studies.robustok import RobustConfig, claims, stages, text
 
 
 def test_every_stage_needs_earlier_ones_and_has_a_folder_of_its_own() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from autoregressive.config import Sampling
+from autoregressive.fast_linears import pack_linears
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance, guide
 from autoregressive.models.gpt import GPT
 from common.config import build, resolve
 from common.errors import UserError
-from common.frozen_linears import pack_linears
 from tests.unit.test_generators import captions, randomise
 from tokenizer.config import TokenizerConfig
 from tokenizer.inference import Inference

@@ -27,8 +27,9 @@ from common import checkpoint, config, dist, shards
 from common.codes import ChunkedWriter, CodeStore
 from common.data import ImageFolder
 from common.errors import UserError
-from common.images import center_crop, from_pixels, read_image, read_npz
+from common.images import center_crop, from_pixels, read_image
 from tests import toys
+from tests.toys import read_npz
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from common import npz
 from common.errors import UserError
-from common.images import NpzWriter, center_crop, from_pixels, random_crop, read_image, read_npz, to_pixels, write_png
+from common.images import center_crop, from_pixels, random_crop, read_image, to_pixels, write_png
+from common.npz import NpzWriter
+from tests.toys import read_npz
 
 
 def test_eight_bit_images_survive_the_round_trip() -> None:
@@ -56,7 +59,7 @@ def test_a_wrong_npz_ends_in_one_sentence(tmp_path: Path, content: str) -> None:
     elif content == "floats":
         np.savez(path, np.zeros((1, 2, 2, 3)))
     with pytest.raises(UserError, match=r"x\.npz"):
-        read_npz(path)
+        npz.header(path)
 
 
 def test_png_is_exact_and_greys_become_rgb(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("common", "tokenizer", "autoregressive", "evaluations")
+PACKAGES = ("common", "tokenizer", "autoregressive", "evaluations", "studies", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-ORDER = ("common", "evaluations.metrics", "tokenizer", "autoregressive", "evaluations")
+ORDER = ("common", "tokenizer", "autoregressive", "evaluations", "studies", "benchmarks")
 TABLE = re.compile(r"[a-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 EVALUATOR = ROOT / "evaluations/c2i/evaluator.py"
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 MEASURE = """
 import json, sys
 import torch
-from tokenizer.loading import load_tokenizer
+from tokenizer.released import load_tokenizer
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import checkpoint, loop
+from common import checkpoint, loop, numerics
 from common.dist import World
 from common.errors import UserError
 from common.options import LogConfig, RunConfig
@@ -37,7 +37,7 @@ class Toy:
             os.kill(os.getpid(), signal.SIGINT)
         if happening == "nan":
             return {"train/loss": torch.tensor(float("nan")), "not_finite": torch.tensor(1.0)}
-        noise = torch.randn((), generator=loop.step_generator(0, step))
+        noise = torch.randn((), generator=numerics.step_generator(0, step))
         loss = (self.model(batch["x"]) - noise).square().mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -60,7 +60,7 @@ class Toy:
 
 
 def batches(start: int, stop: int) -> list[dict[str, torch.Tensor]]:
-    return [{"x": torch.randn(4, 2, generator=loop.step_generator(1, step))} for step in range(start, stop)]
+    return [{"x": torch.randn(4, 2, generator=numerics.step_generator(1, step))} for step in range(start, stop)]
 
 
 def run(out: Path, toy: Toy | None = None, model: int = 1, **options: object) -> tuple[Toy, Path]:

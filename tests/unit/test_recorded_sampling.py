@@ -14,18 +14,16 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from autoregressive import recorded
+from autoregressive import cuda_graph
 from autoregressive.config import Sampling
+from autoregressive.cuda_graph import RecordedDraw, SideQueue
+from autoregressive.fast_linears import EIGHT_BITS, store_in_eight_bits
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT
-from autoregressive.recorded import RecordedDraw
 from autoregressive.sample import ImageSampler
-from common import recording
 from common.config import build
 from common.errors import UserError
-from common.frozen_linears import EIGHT_BITS, store_in_eight_bits
-from common.recording import SideQueue
 from tests.unit.test_fast_sampling import KINDS, asked, captions
 from tests.unit.test_generators import randomise
 
@@ -48,7 +46,7 @@ def no_tokenizer() -> torch.nn.Module:
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the recordings that are made, a traced list of operations each."""
     # Tracing sees nothing of what runs in inference mode.
-    monkeypatch.setattr(recorded, "generate", generate.__wrapped__)
+    monkeypatch.setattr(cuda_graph, "generate", generate.__wrapped__)
     return []
 
 
@@ -111,9 +109,9 @@ class _Queue:
 
 def test_the_side_queue_waits_for_what_was_queued_when_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    monkeypatch.setattr(recording.torch.cuda, "Stream", lambda device: _Queue("side", log))
-    monkeypatch.setattr(recording.torch.cuda, "current_stream", lambda device: _Queue("main", log))
-    monkeypatch.setattr(recording.torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(cuda_graph.torch.cuda, "Stream", lambda device: _Queue("side", log))
+    monkeypatch.setattr(cuda_graph.torch.cuda, "current_stream", lambda device: _Queue("main", log))
+    monkeypatch.setattr(cuda_graph.torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append("kept for side"))
     result = SideQueue(torch.device("cuda")).after_now(lambda value: log.append("decode") or value + 1, torch.zeros(1))
     log.append("next batch")

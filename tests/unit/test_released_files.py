@@ -23,9 +23,9 @@ from common.config import resolve
 from common.errors import UserError
 from common.weights import read_released
 from tokenizer.config import TokenizerConfig
-from tokenizer.loading import write_released
 from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import to_released
+from tokenizer.released import write_released
 
 WIDTH = 64
 CNN = {"channels": 32, "multipliers": [1, 2]}

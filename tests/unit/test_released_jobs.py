@@ -13,15 +13,15 @@ from PIL import Image
 from autoregressive import extract_codes
 from autoregressive import sample as sampling
 from autoregressive.config import ExtractConfig, SampleConfig
-from autoregressive.loading import write_released as write_generator
 from autoregressive.models.gpt import GPT
 from autoregressive.paper_flags import EXTRACT_FLAGS, SAMPLE_FLAGS
+from autoregressive.released import write_released as write_generator
 from common import config
 from common.checkpoint import fingerprint
 from common.errors import UserError
-from common.images import read_npz
+from tests.toys import read_npz
 from tests.unit.test_released_files import make
-from tokenizer.loading import write_released as write_tokenizer
+from tokenizer.released import write_released as write_tokenizer
 
 SIZES = {"size": "tiny", "codebook_size": 40, "num_classes": 5}
 

@@ -13,7 +13,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from common import pack, shards
+from common import shards
 from common.data import ImageFolder, stream
 from common.errors import UserError
 from common.shards import ImageShards, open_images
@@ -147,7 +147,7 @@ def test_names_that_a_shard_cannot_hold_are_refused(tmp_path: Path) -> None:
 def test_the_job(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     def job(*words: object) -> None:
         monkeypatch.setattr("sys.argv", ["pack", *map(str, words)])
-        pack.main()
+        shards.main()
 
     job("--data-path", made / "images", "--out", tmp_path / "packed")
     job("--index", "--data-path", tmp_path / "packed")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from evaluations import study
-from evaluations.evidence import EvidenceConfig, stages
-from evaluations.study import Spread, Stage, above, markdown
+from evaluations.figures import markdown
+from studies import study
+from studies.study import Spread, Stage, above
+from studies.tokenizers import EvidenceConfig, stages
 
 ROOT = Path(__file__).parents[2]
 CHAIN = [Stage("a/train", ("job", "a")), Stage("a/measure", ("job", "m"), ("a/train",)), Stage("b/train", ("job", "b"))]

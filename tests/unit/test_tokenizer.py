@@ -10,7 +10,7 @@ from common.config import build, resolve
 from common.errors import UserError
 from common.layers import attend
 from tokenizer.config import TokenizerConfig
-from tokenizer.layers.pooling import pooling
+from tokenizer.layers.query_init import pooling
 from tokenizer.layers.resnet import AdaptiveGroupNorm, depth_to_space, space_to_depth
 from tokenizer.layers.transformer import Attention
 from tokenizer.model import Tokenizer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common.config import opt
 from common.errors import UserError
 from tokenizer.decoders.cnn import CnnDecoder, CnnDecoderConfig
-from tokenizer.layers.pooling import PYRAMIDS, pooling
+from tokenizer.layers.query_init import PYRAMIDS, pooling
 from tokenizer.layers.resnet import init_weights
 from tokenizer.layers.transformer import QFormerLayer, TransformerConfig, position_table
 from tokenizer.layout import Layout

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 from common.config import opt
-from evaluations.metrics.embedded import EfficientNetLite
+from common.networks.efficientnet_lite import EfficientNetLite
 from tokenizer.discriminators.frozen import OnFrozen
 
 

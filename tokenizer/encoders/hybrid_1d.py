@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.config import opt
 from tokenizer.encoders.cnn import CnnConfig, CnnEncoder
-from tokenizer.layers.pooling import pooling
+from tokenizer.layers.query_init import pooling
 from tokenizer.layers.resnet import init_weights
 from tokenizer.layers.transformer import QFormerLayer, TransformerConfig, position_table
 from tokenizer.layout import Layout

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common import dist
-from common.loop import autocast
+from common.numerics import autocast
 
 __all__ = ["FrechetPull"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from common.config import opt
 from common.errors import UserError
 from common.meta import on_meta
-from evaluations.metrics.embedded import NUM_FEATURES, EfficientNetLite
-from evaluations.metrics.lpips import LPIPS
+from common.networks.efficientnet_lite import NUM_FEATURES, EfficientNetLite
+from common.networks.lpips import LPIPS
 from tokenizer.losses.frechet import FrechetPull
 from tokenizer.losses.pixel import ReconstructionLoss, WeightConfig
 from tokenizer.teachers import IMAGENET

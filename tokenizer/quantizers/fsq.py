@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.config import opt
 from common.errors import UserError
-from common.loop import autocast
+from common.numerics import autocast
 from tokenizer.quantizers.base import CodeQuantizer, Quantized, to_maps, to_rows
 
 EPSILON = 1e-3

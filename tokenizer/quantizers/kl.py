@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.config import opt
 from common.errors import UserError
-from common.loop import autocast
+from common.numerics import autocast
 from tokenizer.quantizers.base import NO_CODES, Quantized, Quantizer
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.config import opt
 from common.errors import UserError
-from common.loop import autocast
+from common.numerics import autocast
 from tokenizer.quantizers.base import CodeQuantizer, Quantized, to_maps, to_rows
 from tokenizer.quantizers.vq import entropy_loss
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.config import opt
 from common.errors import UserError
-from common.loop import autocast
+from common.numerics import autocast
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.perturbation import Perturbation, nearest_codes
 from tokenizer.quantizers.vq import VectorQuantizer

@@ -6,16 +6,13 @@ Source: RobusTok (arXiv 2503.08354), section 3; spec robustok 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.loop import autocast
-
-if TYPE_CHECKING:
-    from tokenizer.quantizers.vq import VectorQuantizer
+from common.numerics import autocast
+from tokenizer.quantizers.base import CodeQuantizer
 
 NEIGHBOURS = ("latent", "code")
 
@@ -47,7 +44,7 @@ class Perturbation:
         return torch.where(self.uniforms[images] > self.rate, 0, self.ranks[images])
 
 
-def perturb(quantizer: VectorQuantizer, latents: Tensor, vectors: Tensor, codes: Tensor, how: Perturbation) -> Tensor:
+def perturb(quantizer: CodeQuantizer, latents: Tensor, vectors: Tensor, codes: Tensor, how: Perturbation) -> Tensor:
     """`vectors` (B,e,H,W), with those of the chosen images replaced by perturbed ones; `codes` (B,H*W).
 
     Gradients of the perturbed ones pass straight through to the (normalised) latent.
@@ -68,7 +65,7 @@ def perturb(quantizer: VectorQuantizer, latents: Tensor, vectors: Tensor, codes:
 
 
 @torch.no_grad()
-def nearest_codes(quantizer: VectorQuantizer, centres: Tensor, strength: int) -> Tensor:
+def nearest_codes(quantizer: CodeQuantizer, centres: Tensor, strength: int) -> Tensor:
     """The `strength` codes nearest to each of the centres (n,e), nearest first: int64 (n,strength)."""
     if not 1 <= strength <= quantizer.codebook_size:
         raise UserError(f"perturbation strength is {strength}; expected 1 to codebook_size={quantizer.codebook_size}")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from common import dist
 from common.config import opt
-from common.loop import autocast
 from common.meta import on_meta
+from common.numerics import autocast
 from tokenizer.quantizers.base import CodeQuantizer, Quantized, to_maps, to_rows
 from tokenizer.quantizers.perturbation import Perturbation, perturb
 

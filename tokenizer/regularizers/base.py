@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.loop import step_generator
+from common.numerics import step_generator
 from tokenizer.layout import Layout
 from tokenizer.model import Pass
 from tokenizer.quantizers.base import Quantizer

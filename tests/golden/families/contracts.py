@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from autoregressive.models.gpt import GPT
 from autoregressive.models.rar import RAR
-from autoregressive.recognise import generator_config
+from autoregressive.released import generator_config
 from common.config import build, resolve
-from evaluations.metrics.lpips import LPIPSNetwork
+from common.networks.lpips import LPIPSNetwork
 from tests.golden import models
 from tests.golden.fixture import Fixture, Report
 from tokenizer.config import TokenizerConfig
@@ -21,7 +21,7 @@ from tokenizer.discriminators.stylegan import StyleGanDiscriminator
 from tokenizer.layers.vit import VitConfig
 from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import from_released, to_released
-from tokenizer.recognise import family, tokenizer_config
+from tokenizer.released import family, tokenizer_config
 
 
 def matches(fixture: Fixture) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from evaluations.metrics.lpips import LPIPSNetwork, _heads_file, _load
+from common.networks.lpips import LPIPSNetwork, _heads_file, _load
 from tests.golden.fixture import Fixture, Report, filled
 
 

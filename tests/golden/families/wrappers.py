@@ -6,14 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from autoregressive.loading import ORDER as GENERATOR_ORDER
-from autoregressive.loading import read_generator
 from autoregressive.models.gpt import GPT
-from autoregressive.recognise import DROPPED
+from autoregressive.released import DROPPED, read_generator
+from autoregressive.released import ORDER as GENERATOR_ORDER
 from common.weights import read_released
 from tests.golden import models
 from tests.golden.fixture import Fixture, Report
-from tokenizer.loading import ORDER as TOKENIZER_ORDER
+from tokenizer.released import ORDER as TOKENIZER_ORDER
 
 
 def matches(fixture: Fixture) -> bool:

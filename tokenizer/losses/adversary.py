@@ -13,7 +13,7 @@ from common import checkpoint, optim, parallel
 from common.config import build
 from common.dist import World
 from common.errors import UserError
-from common.loop import autocast
+from common.numerics import autocast
 from tokenizer.config import AdversaryConfig
 from tokenizer.losses.adversarial import GAMES, LeCam, adaptive_weight, gradient_penalty
 

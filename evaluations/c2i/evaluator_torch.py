@@ -1,7 +1,8 @@
-"""What `evaluations.twin` does; `Evaluator` keeps the reference for any number of sample files."""
+"""What `evaluations.c2i.evaluator_torch` does; `Evaluator` keeps the reference for any number of sample files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import dist
+from common import config, dist, npz
 from common.checkpoint import sha256
+from common.config import MISSING, opt
 from common.errors import UserError
-from evaluations import adm, npz, record
+from evaluations import record
 from evaluations.c2i import evaluator as original
 from evaluations.metrics.frechet import Gaussian, Moments, fit, frechet_distance
 from evaluations.metrics.inception import InceptionGraph
 from evaluations.metrics.inception_score import inception_score
 from evaluations.metrics.precision_recall import precision_recall
-from evaluations.twin import TwinConfig
 
-__all__ = ["Activations", "Evaluator", "at_once", "run"]
+NAMES = {
+    "Inception Score": "inception_score", "FID": "fid", "sFID": "sfid", "Precision": "precision", "Recall": "recall",
+}
+"""Labels of the five lines -> our keys."""
 
 BLOCK = 64
 """Images read at a time."""
@@ -35,6 +39,11 @@ class Activations:
     pool: np.ndarray
     probabilities: np.ndarray
     spatial: Gaussian | None
+
+
+def five_lines(figures: Mapping[str, float | None]) -> str:
+    """The text that every paper's script parses; a figure that so few images do not have is `nan`."""
+    return "".join(f"{label}: {'nan' if figures[key] is None else figures[key]}\n" for label, key in NAMES.items())
 
 
 def at_once(device: torch.device | str) -> int:
@@ -145,11 +154,29 @@ def run(config: TwinConfig) -> dict[str, Any]:
     evaluator = Evaluator(config.gt_npz_path, config.inception_path, world.device, config.batch_size)
     figures = evaluator.score(config.samples)
     write(config.samples, figures)
-    print(adm.five_lines(figures), end="")
+    print(five_lines(figures), end="")
     return figures
 
 
 def write(samples: str | Path, figures: dict[str, Any]) -> None:
     """`<samples>.txt` and `<samples>.json`."""
-    Path(samples).with_suffix(".txt").write_text(adm.five_lines(figures))
+    Path(samples).with_suffix(".txt").write_text(five_lines(figures))
     record.write_json(Path(samples).with_suffix(".json"), {**figures, **record.environment()})
+
+
+@dataclass
+class TwinConfig:
+    gt_npz_path: str = opt(MISSING, "reference .npz: arr_0, and mu, sigma, mu_s, sigma_s where it has them")
+    samples: str = opt(MISSING, "sample .npz: arr_0 (N,H,W,3), values 0 to 255")
+    inception_path: str | None = opt(None, "the Inception graph; null = the cache folder")
+    batch_size: int | None = opt(None, "images at a time; null = 4 on a CPU, 64 on a GPU")
+    device: str = opt("auto", "auto | cpu | cuda")
+
+
+def main() -> None:
+    settings = config.parse(TwinConfig, about=__doc__)
+    run(settings)
+
+
+if __name__ == "__main__":
+    config.main(main)

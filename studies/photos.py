@@ -1,6 +1,6 @@
 """The embedded pictures: 13 real photographs that come inside scikit-image and scikit-learn, cut into an image folder.
 
-    python -m common.photos --out data/photos
+    python -m studies.photos --out data/photos
 
 writes `<out>/{train,val}/<photo>/00000.png ...`, `<out>/LICENSES.md` and `<out>/photos.json` (what was asked for).
 Training crops come from the right three quarters of each photo and validation crops from its left quarter, so no

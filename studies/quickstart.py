@@ -52,13 +52,13 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
         "--temperature", str(options.temperature), "--precision", "bf16", "--batch-size", "260",
     ]  # fmt: skip
     return {
-        "photos": ["common.photos", "--out", options.data],
+        "photos": ["studies.photos", "--out", options.data],
         "tokenizer": [
             "tokenizer.train", "--config", str(CONFIGS / "tokenizer.yaml"), f"data.root={train}", f"val_root={val}",
             f"run.out={tokenizer}",
         ],
         "baselines": [
-            "evaluations.baselines", "--train-path", train, "--data-path", val, "--out", str(out / "baselines.json"),
+            "studies.baselines", "--train-path", train, "--data-path", val, "--out", str(out / "baselines.json"),
         ],
         "codes": [
             "autoregressive.extract_codes", "--data-path", train, "--vq-ckpt", tokenizer, "--code-path", codes,
@@ -86,7 +86,7 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
             "--num-reference-images", str(options.num_reference_images), *features,
             "--sample-dir", str(out / "generation"),
         ],
-        "report": ["evaluations.report", "--results", str(out)],
+        "report": ["studies.report", "--results", str(out)],
     }
 
 

@@ -16,18 +16,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.config import read_yaml
 from common.errors import UserError
 from common.signals import CTRL_C, REQUEUE
 
-__all__ = ["Spread", "Stage", "above", "markdown", "run"]
+__all__ = ["Spread", "Stage", "above", "run"]
 
 ROOT = Path(__file__).parents[1]
 POLL_SECONDS = 2.0
@@ -222,10 +221,3 @@ def above(one: Spread, other: Spread) -> bool | None:
         return None
     difference = one.mean - other.mean
     return difference > 0 if abs(difference) > one.deviation + other.deviation else None
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A Markdown table; what a row lacks stays empty."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "-|" * len(columns)]
-    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]
-    return "\n".join(lines) + "\n"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from common.errors import UserError
-
-__all__ = ["Header", "header", "stream"]
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,77 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         return read(member)
     except Exception as error:  # numpy parses the text as Python and passes on what the parser raises
         raise ValueError(f"damaged header: {error}") from error
+
+
+CHUNK = 256
+
+
+class PartWriter:
+    """This process's share of `<path>`, as raw bytes in `<path>.part-<rank>`."""
+
+    def __init__(self, path: str | Path, rank: int) -> None:
+        self.path = _part(path, rank)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("wb")
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Append uint8 (n,H,W,3)."""
+        self._file.write(np.ascontiguousarray(pixels, dtype=np.uint8).tobytes())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def join(path: str | Path, count: int, size: tuple[int, int], ranks: int, about: Mapping[str, Any]) -> None:
+    """Join the parts of all ranks into `<path>` (`arr_0` uint8 (count,H,W,3), and `about`) and delete them."""
+    writer = NpzWriter(path, count, size, about)
+    step = size[0] * size[1] * 3
+    for rank in range(ranks):
+        with _part(path, rank).open("rb") as file:
+            while block := file.read(CHUNK * step):
+                writer.write(np.frombuffer(block, np.uint8).reshape(-1, *size, 3))
+    writer.close()
+    for rank in range(ranks):
+        _part(path, rank).unlink()
+
+
+def _part(path: str | Path, rank: int) -> Path:
+    return Path(f"{path}.part-{rank:05d}")
+
+
+class NpzWriter:
+    """Streams uint8 pixels (count,H,W,3) into `arr_0` of an uncompressed `.npz` with bounded memory.
+
+    The file appears under its name only when `close` has seen exactly `count` images.
+
+    Args:
+        about: what the images are (`kind`: reference, reconstruction or generation) and how they were made, kept
+            beside them as JSON, so that evaluators can refuse a set that does not belong to their reference.
+    """
+
+    def __init__(self, path: str | Path, count: int, size: tuple[int, int], about: Mapping[str, Any] | None = None):
+        self.path, self.count, self.shape, self.about = Path(path), count, (*size, 3), dict(about or {})
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._zip = zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED, allowZip64=True)
+        self._member = self._zip.open("arr_0.npy", "w", force_zip64=True)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *self.shape)}
+        np.lib.format.write_array_header_1_0(self._member, header)
+        self.written = 0
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Append uint8 (n,H,W,3)."""
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.shape:
+            raise ValueError(f"got {pixels.dtype} {pixels.shape}; expected uint8 (n, {self.shape})")
+        self._member.write(np.ascontiguousarray(pixels).tobytes())
+        self.written += len(pixels)
+
+    def close(self) -> None:
+        self._member.close()
+        with self._zip.open("about.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(json.dumps(self.about, sort_keys=True)), allow_pickle=False)
+        self._zip.close()
+        if self.written != self.count:
+            self.partial.unlink()
+            raise ValueError(f"{self.path}: {self.written} images written, {self.count} announced")
+        os.replace(self.partial, self.path)

@@ -1,0 +1,1 @@
+"""Frozen networks that losses, regularizers and metrics share."""
