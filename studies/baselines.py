@@ -1,10 +1,10 @@
-"""What simple methods reach on the same images: the yardsticks of the quickstart's PSNR.
+"""PSNR of two simple methods on the same images.
 
     python -m studies.baselines --train-path DIR --data-path DIR --out FILE.json
 
-`bilinear_8x8_psnr`: an 8x8 thumbnail, scaled up again. `kmeans_patch_vq_psnr`: every 8x8 patch replaced by the nearest
-of 1,024 k-means centres fitted to training patches; at 64x64 pixels that is 64 codes of 10 bits, as many bits as 64
-tokens of a 1,024-entry codebook.
+`bilinear_8x8_psnr`: an 8x8 thumbnail, enlarged. `kmeans_patch_vq_psnr`: every 8x8 patch replaced by the nearest of
+1,024 k-means centres of training patches. At 64x64 pixels these are 64 codes of 10 bits, as many bits as 64 tokens of a
+codebook of 1,024.
 """
 
 from __future__ import annotations

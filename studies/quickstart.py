@@ -1,8 +1,8 @@
-"""The whole method on the embedded photographs, stage by stage: `bash scripts/quickstart.sh`.
+"""The whole method at small scale, stage by stage: `bash scripts/quickstart.sh`.
 
-Every stage is a job that people run by themselves, too; its command is printed. Each goes on where it stopped and
-repeats nothing that is finished, so Ctrl-C and the same command again continues. Seconds and peak memory go to
-`<out>/stages.json`, and `<out>/report.html` and `<out>/metrics.json` come last.
+Every stage is a job that can be run by itself; its command is printed. An interrupted stage continues with the same
+command, and a finished one is not repeated. Results: `<out>/report.html`, `<out>/metrics.json`, and `<out>/stages.json`
+with seconds and peak memory.
 """
 
 from __future__ import annotations
@@ -25,73 +25,70 @@ from common.signals import CTRL_C, REQUEUE
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "quickstart"
+EMBEDDED = {"emoji": "OpenMoji (openmoji.org), CC BY-SA 4.0", "photos": "see data/photos/LICENSES.md"}
+"""Image folders that a job makes from installed packages -> their credit."""
+FAST = {"tokenizer": 500, "gpt": 400}
+"""Training steps of --fast."""
+Spend = Callable[[list[str]], tuple[int, float]]
 
 
 @dataclass
 class QuickstartConfig:
     out: str = opt("results/quickstart", "folder of all results")
-    data: str = opt("data/photos", "folder of the image crops; made if it is not there")
-    num_tokens: list[int] = opt([8, 16, 32, 64], "token counts that are measured and shown")
-    num_samples: int = opt(5200, "images sampled, classes taking turns")
-    cfg_scale: float = opt(3.0, "guidance scale of the samples")
-    temperature: float = opt(0.65, "sampling temperature of the samples")
-    cfg_schedule: str = opt("constant", "guidance schedule of the samples")
-    num_reference_images: int = opt(5200, "training images whose features samples are compared with")
+    data: str = opt("emoji", "emoji | photos | your own folder with train/<class>/* and val/<class>/*")
+    fast: bool = opt(False, "a fifth of the training steps: about two minutes, worse pictures")
+    num_tokens: list[int] = opt([1, 2, 4, 8, 16, 32, 64], "token counts that are measured and shown")
+    processes: int = opt(0, "processes that train, on a CPU; 0 = one per core, at most 4")
 
 
 def stages(options: QuickstartConfig) -> dict[str, list[str]]:
     """Stage -> the words after `python -m`, in the order they run."""
-    out, train, val = Path(options.out), f"{options.data}/train", f"{options.data}/val"
-    tokenizer, codes, gpt, pairs, decoder = (
-        str(out / name) for name in ("tokenizer", "codes", "gpt", "pairs", "decoder")
-    )
-    features = ["--frechet", "fd_efficientnet_lite2"]
-    lengths = f"[{','.join(map(str, options.num_tokens))}]"
-    drawing = [
-        "--cfg-scale", str(options.cfg_scale), "--cfg-schedule", options.cfg_schedule,
-        "--temperature", str(options.temperature), "--precision", "bf16", "--batch-size", "260",
-    ]  # fmt: skip
-    return {
-        "photos": ["studies.photos", "--out", options.data],
+    out, lengths = Path(options.out), f"[{','.join(map(str, options.num_tokens))}]"
+    root = f"data/{options.data}" if options.data in EMBEDDED else options.data
+    train, val = f"{root}/train", f"{root}/val"
+    tokenizer, codes, held_out, gpt = (str(out / name) for name in ("tokenizer", "codes", "held_out_codes", "gpt"))
+    extract = ["autoregressive.extract_codes", "--vq-ckpt", tokenizer]
+    many = ["--ten-crop", "--crop-range", "[1.1,1.3]", "--precision", "bf16"]
+    made = {options.data: [f"studies.{options.data}", "--out", root]} if options.data in EMBEDDED else {}
+    credit = ["--credit", EMBEDDED[options.data]] if options.data in EMBEDDED else []
+    return made | {
         "tokenizer": [
-            "tokenizer.train", "--config", str(CONFIGS / "tokenizer.yaml"), f"data.root={train}", f"val_root={val}",
-            f"run.out={tokenizer}",
+            *parallel(options), "tokenizer.train", "--config", str(CONFIGS / "tokenizer.yaml"), f"data.root={train}",
+            f"val_root={val}", f"run.out={tokenizer}", *steps(options, "tokenizer"),
+        ],
+        "codes": [*parallel(options), *extract, "--data-path", train, "--code-path", codes, *many],
+        "held_out_codes": [*extract, "--data-path", val, "--code-path", held_out, *many],
+        "gpt": [
+            *parallel(options), "autoregressive.train", "--config", str(CONFIGS / "gpt.yaml"), f"data.codes={codes}",
+            f"data.val_codes={held_out}", f"run.out={gpt}", *steps(options, "gpt"),
         ],
         "baselines": [
             "studies.baselines", "--train-path", train, "--data-path", val, "--out", str(out / "baselines.json"),
         ],
-        "codes": [
-            "autoregressive.extract_codes", "--data-path", train, "--vq-ckpt", tokenizer, "--code-path", codes,
-        ],
-        "gpt": [
-            "autoregressive.train", "--config", str(CONFIGS / "gpt.yaml"), f"data.codes={codes}", f"run.out={gpt}",
-        ],
-        "pairs": [
-            "autoregressive.make_pairs", "--gpt-ckpt", gpt, "--vq-ckpt", tokenizer, "--data-path", train,
-            "--sigma", "0", *drawing, "--out", pairs,
-        ],
-        "decoder": [
-            "tokenizer.train", "--config", str(CONFIGS / "decoder.yaml"), "--vq-ckpt", tokenizer, f"data.root={train}",
-            f"data.pairs={pairs}", f"val_root={val}", f"run.out={decoder}",
-        ],
         "reconstruction": [
-            "evaluations.reconstruction", "--vq-ckpt", decoder, "--data-path", val, "--num-tokens", lengths,
-            "--perceptual", "perceptual_efficientnet_lite0", *features, "--num-previews", "13",
-            "--sample-dir", str(out / "reconstruction"),
+            "evaluations.reconstruction", "--vq-ckpt", tokenizer, "--data-path", val, "--num-tokens", lengths,
+            "--num-previews", "12", "--sample-dir", str(out / "reconstruction"),
         ],
-        "generation": [
-            "evaluations.generation", "--gpt-ckpt", gpt, "--vq-ckpt", decoder, *drawing, "--vq-precision", "bf16",
-            "--num-fid-samples", str(options.num_samples),
-            "--reference-path", train, "--held-out-path", val,
-            "--num-reference-images", str(options.num_reference_images), *features,
-            "--sample-dir", str(out / "generation"),
+        "drawings": [
+            "studies.drawings", "--gpt-ckpt", gpt, "--vq-ckpt", tokenizer, "--train-path", train, "--val-path", val,
+            "--out", str(out / "drawings"),
         ],
-        "report": ["studies.report", "--results", str(out)],
-    }
+        "report": ["studies.report", "--results", str(out), *credit],
+    }  # fmt: skip
+
+
+def parallel(options: QuickstartConfig) -> list[str]:
+    """Words that start a job in several processes of one thread each, which two cores serve better than two threads."""
+    count = options.processes or min(4, 1 << ((os.cpu_count() or 1).bit_length() - 1))
+    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"] if count > 1 else []
+
+
+def steps(options: QuickstartConfig, stage: str) -> list[str]:
+    return [f"run.steps={FAST[stage]}"] if options.fast else []
 
 
 class Ledger:
-    """`stages.json`: seconds and peak memory of every stage, over all runs until it was finished."""
+    """`stages.json`: seconds and peak memory of every stage, summed over all runs until it was finished."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -101,7 +98,6 @@ class Ledger:
             self.entries = {}
 
     def add(self, stage: str, command: list[str], seconds: float, gigabytes: float, finished: bool) -> None:
-        """Time counts until a stage is finished; asking a finished one again costs seconds that are not its own."""
         entry = self.entries.get(stage)
         if entry is None or entry["command"] != command:
             entry = {"command": command, "seconds": 0.0, "peak_rss_gb": 0.0, "finished": False}
@@ -121,14 +117,14 @@ class Ledger:
         partial.replace(self.path)
 
 
-def run(options: QuickstartConfig, spend: Callable[[list[str]], tuple[int, float]] | None = None) -> None:
-    """Run all stages; `spend(words)` runs one and returns its status and its peak memory in GB.
+def run(options: QuickstartConfig, spend: Spend | None = None) -> None:
+    """Run all stages; `spend(words)` runs one and returns its exit status and its peak memory in GB.
 
     Raises: UserError when a stage fails, KeyboardInterrupt when it was interrupted.
     """
-    ledger = Ledger(Path(options.out) / "stages.json")
-    for number, (stage, words) in enumerate(stages(options).items(), start=1):
-        print(f"\n[{number}/{len(stages(options))}] {stage}: python -m {shlex.join(words)}", flush=True)
+    ledger, todo = Ledger(Path(options.out) / "stages.json"), stages(options)
+    for number, (stage, words) in enumerate(todo.items(), start=1):
+        print(f"\n[{number}/{len(todo)}] {stage}: python -m {shlex.join(words)}", flush=True)
         start = time.perf_counter()
         status, gigabytes = (spend or _spend)(words)
         ledger.add(stage, words, time.perf_counter() - start, gigabytes, finished=status == 0)
@@ -140,13 +136,15 @@ def run(options: QuickstartConfig, spend: Callable[[list[str]], tuple[int, float
 
 def _spend(words: list[str]) -> tuple[int, float]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    if words[0] == "torch.distributed.run":
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", *words], env=environment)
     while True:
         try:
             _, status, usage = os.wait4(process.pid, 0)
             break
         except KeyboardInterrupt:
-            continue  # the stage has heard the Ctrl-C as well, and saves before it leaves
+            continue  # the stage received the signal as well, and saves before it ends
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss * 1024 / 1e9
 

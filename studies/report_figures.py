@@ -1,4 +1,4 @@
-"""The report's figures, as PNG data URIs: one look for all of them."""
+"""The figures of the report, as PNG data URIs."""
 
 from __future__ import annotations
 
@@ -10,102 +10,93 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from evaluations.figures import COLOURS, MUTED, STYLE
+from evaluations.harness import grid
 
-__all__ = ["curves", "file_uri", "positions", "quality", "seconds", "uri"]
+__all__ = ["curves", "file_uri", "quality", "seconds", "strip", "uri"]
 
 LogLines = Sequence[Mapping[str, Any]]
+COLUMNS = 32
+"""Pictures per row of a strip."""
+BASELINES = {"bilinear_8x8_psnr": ("thumbnail", ":"), "kmeans_patch_vq_psnr": ("k-means patches", "--")}
+
+
+def _encoded(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def uri(pixels: np.ndarray) -> str:
     """uint8 (H,W,3) -> PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _encoded(buffer.getvalue())
 
 
 def file_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return _encoded(path.read_bytes())
+
+
+def _figure_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
+    return _encoded(buffer.getvalue())
+
+
+def strip(prefixes: np.ndarray) -> str:
+    """Images decoded from 1, 2, 3, ... tokens, uint8 (N,H,W,3) -> rows of them, each above the change per token."""
+    signed = prefixes.astype(np.int16)
+    before = np.concatenate((np.full_like(signed[:1], 255), signed[:-1]))
+    changed = np.clip(128 + (signed - before) * 0.5, 0, 255).astype(np.uint8)
+    rows: list[list[np.ndarray]] = []
+    for start in range(0, len(prefixes), COLUMNS):
+        rows += [list(part[start : start + COLUMNS]) for part in (prefixes, changed)]
+    return uri(grid(rows))
 
 
 def quality(metrics: Mapping[str, Any]) -> str:
-    """PSNR with both baselines, perceptual distance and feature distance against the number of tokens."""
+    """PSNR, with both baselines, and SSIM against the number of tokens."""
     lengths = sorted(metrics["reconstruction"], key=int)
     counts = [int(k) for k in lengths]
-    titles = {
-        "psnr": "PSNR, dB (higher is better)", "perceptual": "Perceptual distance (lower)",
-        "fd": "Feature distance (lower)",
-    }
-    panels = [key for key in titles if key in metrics["reconstruction"][lengths[0]]]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10.4, 3.2), layout="constrained")
-        for axes, key, colour in zip(_row(figure, len(panels)), panels, COLOURS, strict=False):
+        figure = Figure(figsize=(10.4, 3.4), layout="constrained")
+        axes = figure.subplots(1, 2)
+        for plot, key, title, colour in zip(axes, ("psnr", "ssim"), ("PSNR, dB", "SSIM"), COLOURS, strict=False):
             values = [metrics["reconstruction"][k][key] for k in lengths]
-            axes.plot(counts, values, color=colour, marker="o", markersize=5)
-            axes.set(title=titles[key], xlabel="tokens per image", xscale="log")
-            axes.set_xticks(counts, [str(k) for k in counts])
-            axes.minorticks_off()
-            if key == "psnr":
-                _baselines(axes, metrics["baselines"], counts)
-        return _png(figure)
+            plot.plot(counts, values, color=colour, marker="o", markersize=5)
+            plot.set(title=title, xlabel="tokens per image", xscale="log")
+            plot.set_xticks(counts, lengths)
+            plot.minorticks_off()
+        for key, (name, style) in BASELINES.items():
+            value = metrics["baselines"][key]
+            axes[0].axhline(value, color=MUTED, linestyle=style, linewidth=1.2)
+            axes[0].annotate(f"{name} {value:.1f}", (counts[0], value), xytext=(0, 3), textcoords="offset points",
+                             color=MUTED, fontsize=8.5)  # fmt: skip
+        return _figure_uri(figure)
 
 
-def _baselines(axes: Axes, baselines: Mapping[str, float], counts: Sequence[int]) -> None:
-    # The lower line is labelled below itself, so that two close lines do not write over each other.
-    lines = [("bilinear_8x8_psnr", "8×8 thumbnail", ":"), ("kmeans_patch_vq_psnr", "k-means patches", "--")]
-    for place, (key, name, style) in enumerate(sorted(lines, key=lambda line: baselines[line[0]])):
-        axes.axhline(baselines[key], color=MUTED, linestyle=style, linewidth=1.2)
-        axes.annotate(
-            f"{name} {baselines[key]:.1f}", (counts[0], baselines[key]), xytext=(0, 3 if place else -11),
-            textcoords="offset points", color=MUTED, fontsize=8.5,
-        )
-
-
-def positions(codes: Mapping[str, Any]) -> str:
-    """Distinct codes and perplexity at every position of the sequence."""
-    usage, perplexity = codes["usage_per_position"], codes["perplexity_per_position"]
-    where = np.arange(1, len(usage) + 1)
+def curves(tokenizer: LogLines, generator: LogLines) -> str:
+    """Reconstruction loss, held-out PSNR, and the generator's training and held-out loss against steps."""
+    lengths = {key for line in tokenizer for key in line if key.startswith("val/psnr_")}
+    panels = [
+        ("Tokenizer: reconstruction loss", tokenizer, {"train/loss_recon": "training"}),
+        ("Tokenizer: held-out PSNR, dB", tokenizer, {
+            key: f"{key.rpartition('_')[2]} tokens" for key in sorted(lengths, key=lambda key: int(key.split("_")[-1]))
+        }),
+        ("Generator: nats per token", generator, {"train/loss": "training", "val/loss": "held out"}),
+    ]  # fmt: skip
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10.4, 2.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        left.bar(where, np.array(usage) * 100, color=COLOURS[0], width=0.85)
-        left.set(title="Share of the codebook seen at each position, %", xlabel="position in the sequence")
-        right.bar(where, perplexity, color=COLOURS[2], width=0.85)
-        right.set(title="Perplexity at each position (effective number of codes)", xlabel="position in the sequence")
-        for axes in (left, right):
-            axes.grid(axis="x", visible=False)
-        return _png(figure)
-
-
-def curves(tokenizer: LogLines, generator: LogLines, decoder: LogLines) -> str:
-    """Losses against steps: the tokenizer's parts, its held-out PSNR if logged, the generator, the decoder's parts."""
-    keys = {key for line in tokenizer for key in line}
-    parts = sorted(key for key in keys if key.startswith("train/loss"))
-    held_out = sorted((key for key in keys if key.startswith("val/psnr_")), key=lambda key: int(key.split("_")[-1]))
-    with mpl.rc_context(STYLE):
-        panels = [("Tokenizer: losses", tokenizer, parts, True)]
-        if held_out:
-            panels.append(("Tokenizer: held-out PSNR, dB", tokenizer, held_out, False))
-        panels.append(("Generator: loss, nats per token", generator, ["train/loss", "val/loss"], False))
-        panels.append(("Decoder alone: losses", decoder, parts, True))
-        figure = Figure(figsize=(10.4, 4.0), layout="constrained")
-        for axes, (title, lines, shown, log) in zip(_row(figure, len(panels)), panels, strict=True):
-            for number, key in enumerate(shown):
+        figure = Figure(figsize=(10.4, 3.6), layout="constrained")
+        for plot, (title, lines, shown) in zip(figure.subplots(1, 3), panels, strict=True):
+            for (key, label), colour in zip(shown.items(), COLOURS, strict=False):
                 points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-                if log:  # a loss that has not begun yet is logged as 0
-                    points = [] if any(value < 0 for _, value in points) else [point for point in points if point[1]]
                 if points:
-                    label = key.replace("train/loss_", "").replace("train/loss", "total" if log else "training")
-                    label = label.replace("val/loss", "held out").replace("val/psnr_", "tokens: ").replace("_", " ")
-                    axes.plot(*zip(*points, strict=True), color=COLOURS[number % len(COLOURS)], label=label,
-                              linewidth=1.4, linestyle="-" if number < len(COLOURS) else "--")
-            axes.set(title=title, xlabel="step", yscale="log" if log else "linear")
-            axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-        return _png(figure)
+                    plot.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.4)
+            plot.set(title=title, xlabel="step")
+            plot.legend()
+        return _figure_uri(figure)
 
 
 def seconds(stages: Mapping[str, float]) -> str:
@@ -119,14 +110,4 @@ def seconds(stages: Mapping[str, float]) -> str:
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.08)
         axes.set_xlabel("seconds")
-        return _png(figure)
-
-
-def _row(figure: Figure, count: int) -> list[Axes]:
-    return list(figure.subplots(1, count, squeeze=False)[0])
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return _figure_uri(figure)

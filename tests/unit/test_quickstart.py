@@ -17,13 +17,25 @@ from studies.quickstart import QuickstartConfig, run, stages
 STAGES = stages(QuickstartConfig())
 
 
+def job(words: list[str]) -> list[str]:
+    """The module and its words, without the launcher in front."""
+    return words[words.index("-m") + 1 :] if "-m" in words else words
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_is_a_command_that_its_job_understands(stage, monkeypatch, capsys):
-    module, *words = STAGES[stage]
+    module, *words = job(STAGES[stage])
     monkeypatch.setattr(sys, "argv", [module, *words, "--dry-run"])
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(module).main()
     assert stopped.value.code == 0
+
+
+def test_other_data_and_fewer_steps() -> None:
+    own = stages(QuickstartConfig(data="/my/images", fast=True))
+    assert "emoji" not in own and "data.root=/my/images/train" in own["tokenizer"]
+    assert {"run.steps=500"} <= set(own["tokenizer"]) and "--credit" not in own["report"]
+    assert next(iter(stages(QuickstartConfig(data="photos")))) == "photos"
 
 
 def read(options: QuickstartConfig) -> dict:
@@ -37,14 +49,14 @@ def test_time_adds_up_until_a_stage_is_finished(tmp_path, monkeypatch):
     ran: list[str] = []
 
     def interrupted_in_training(words: list[str]) -> tuple[int, float]:
-        ran.append(words[0])
-        return (130, 1.5) if words[0] == "tokenizer.train" and len(ran) == 2 else (0, 0.5)
+        ran.append(job(words)[0])
+        return (130, 1.5) if job(words)[0] == "tokenizer.train" and len(ran) == 2 else (0, 0.5)
 
     with pytest.raises(KeyboardInterrupt):
         run(options, interrupted_in_training)
-    assert ran == ["studies.photos", "tokenizer.train"] and read(options)["seconds"] == {"photos": 5, "tokenizer": 5}
+    assert ran == ["studies.emoji", "tokenizer.train"] and read(options)["seconds"] == {"emoji": 5, "tokenizer": 5}
     run(options, interrupted_in_training)
-    assert ran[2:] == [words[0] for words in STAGES.values()]
+    assert ran[2:] == [job(words)[0] for words in STAGES.values()]
     assert read(options)["seconds"] == {**dict.fromkeys(STAGES, 5), "tokenizer": 10}
     assert read(options)["peak_rss_gb"] == 1.5
 
@@ -53,8 +65,8 @@ def test_a_failed_stage_stops_the_rest(tmp_path):
     ran: list[str] = []
 
     def fail_in_training(words: list[str]) -> tuple[int, float]:
-        ran.append(words[0])
-        return (2 if words[0] == "tokenizer.train" else 0), 0.1
+        ran.append(job(words)[0])
+        return (2 if job(words)[0] == "tokenizer.train" else 0), 0.1
 
     with pytest.raises(UserError, match="'tokenizer' ended with status 2"):
         run(QuickstartConfig(out=str(tmp_path)), fail_in_training)

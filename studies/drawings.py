@@ -1,0 +1,201 @@
+"""Sample a generator and compare the samples with drawings it was trained on and drawings it never saw.
+
+    python -m studies.drawings --gpt-ckpt RUN --vq-ckpt RUN --train-path DIR --val-path DIR --out DIR
+
+One sample per training image, of that image's class, so that samples and training images have the same classes in the
+same shares. Writes `<out>/results.json` and `<out>/pictures.npz` (what a report shows).
+
+Distances are Frechet distances to the held-out images in the features of two embedded networks. Beside the samples they
+are measured for the training images themselves and for their reconstructions from a prefix of their tokens.
+
+A sample is a near copy when its nearest training image (mirrored ones included, root mean squared difference at a
+quarter of the resolution) is nearer than `copy_threshold`: the distance within which one in a hundred held-out images
+has a training image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from autoregressive.config import SampleConfig, Sampling
+from autoregressive.guidance import Guidance
+from autoregressive.sample import ImageSampler
+from common import config, dist
+from common.config import MISSING, opt
+from common.data import ImageFolder, batches
+from common.errors import UserError
+from common.images import from_pixels, to_pixels
+from common.networks.efficientnet_lite import EfficientNetLite
+from evaluations import record
+from evaluations.metrics import linear_classifier
+from evaluations.metrics.frechet import fit, frechet_distance
+
+NETWORKS = {"efficientnet_lite2": "lite2", "efficientnet_lite0": "lite0"}
+"""Name in the results -> embedded network; the first one's features also serve the class classifier."""
+BATCH = 64
+COPY_QUANTILE = 0.01
+STRIPS = 4
+"""Held-out images shown token by token."""
+
+
+@dataclass
+class DrawingsConfig:
+    gpt_ckpt: str = opt(MISSING, "generator checkpoint or run")
+    vq_ckpt: str = opt(MISSING, "tokenizer checkpoint or run")
+    train_path: str = opt(MISSING, "image folder that both were trained on")
+    val_path: str = opt(MISSING, "held-out image folder of the same classes")
+    out: str = opt(MISSING, "result folder")
+    cfg_scale: float = opt(1.5, "guidance scale of the samples")
+    scales: list[float] = opt([1.0, 1.5, 2.5, 4.0], "guidance scales that the same samples are shown at")
+    temperature: float = opt(1.0, "sampling temperature")
+    num_tokens: int = opt(16, "tokens of the reconstructions that samples are compared with")
+    per_class: int = opt(8, "samples shown per class: the first ones, not selected")
+    seed: int = opt(0, "seed of the samples")
+    device: str = opt("auto", "auto | cpu | cuda")
+
+
+def run(options: DrawingsConfig) -> dict[str, Any]:
+    """Sample, measure and write; an earlier result for the same question is reused."""
+    with dist.joined(options.device) as world:
+        settings = SampleConfig(
+            gpt_ckpt=options.gpt_ckpt, vq_ckpt=options.vq_ckpt, sample_dir=options.out, precision="bf16",
+            seed=options.seed,
+        )  # fmt: skip
+        sampler = ImageSampler.load(settings, world.device)
+        size = sampler.tokenizer.image_size
+        train, held_out = ImageFolder(options.train_path, size), ImageFolder(options.val_path, size)
+        if train.classes != held_out.classes:
+            raise UserError(f"{options.val_path!r} and {options.train_path!r} must have the same classes")
+        path, question = Path(options.out, "results.json"), _question(options, train, held_out)
+        earlier = record.read_current(path, question)
+        if earlier is not None:
+            print(f"{path}: measured before")
+            return earlier
+        job = _Job(options, sampler, world.device, read(train), read(held_out))
+        results = job.measure(np.array(train.labels), np.array(held_out.labels))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path.with_name("pictures.npz"), **job.pictures(np.array(train.labels)))
+        results = record.write(path, question, results | {"classes": train.classes})
+        print(json.dumps({key: value for key, value in results.items() if isinstance(value, float)}, indent=1))
+        return results
+
+
+def _question(options: DrawingsConfig, train: ImageFolder, held_out: ImageFolder) -> dict[str, Any]:
+    asked = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("out", "device")}
+    checkpoints = {name: record.checkpoint(asked[name]) for name in ("gpt_ckpt", "vq_ckpt")}
+    return {"job": "drawings", **asked, **checkpoints, "files": record.files_key(train.paths + held_out.paths)}
+
+
+def read(folder: ImageFolder) -> Tensor:
+    """All images of a folder, uint8 (N,H,W,3)."""
+    return torch.cat([batch["pixels"] for batch in batches(folder, range(len(folder)), BATCH)])
+
+
+class _Job:
+    def __init__(
+        self, options: DrawingsConfig, sampler: ImageSampler, device: torch.device, train: Tensor, held_out: Tensor
+    ) -> None:
+        self.options, self.sampler, self.device = options, sampler, device
+        self.train, self.held_out = train, held_out
+        self.samples = torch.empty(0)
+
+    def measure(self, train_labels: np.ndarray, held_out_labels: np.ndarray) -> dict[str, Any]:
+        self.samples = self.draw(train_labels, np.arange(len(train_labels)), self.options.cfg_scale)
+        sets = {
+            "samples": self.samples, "reconstructions": self.reconstruct(), "train": self.train,
+            "held_out": self.held_out,
+        }  # fmt: skip
+        results: dict[str, Any] = {"fd": {}, "images": {name: len(pixels) for name, pixels in sets.items()}}
+        for name, network in NETWORKS.items():
+            extractor = EfficientNetLite(network, 96).to(self.device)
+            features = {key: self.features(extractor, pixels) for key, pixels in sets.items()}
+            target = fit(features["held_out"])
+            results["fd"][name] = {
+                key: frechet_distance(target, fit(features[key])) for key in ("samples", "reconstructions", "train")
+            }
+            if "class_accuracy" not in results:
+                classifier = linear_classifier.fit(features["train"], train_labels, int(train_labels.max()) + 1)
+                results["class_accuracy"] = classifier.accuracy(features["samples"], train_labels)
+                results["probe_accuracy"] = classifier.accuracy(features["held_out"], held_out_labels)
+        distances, _ = nearest(self.held_out, self.train)
+        threshold = float(np.quantile(distances, COPY_QUANTILE))
+        found, _ = nearest(self.samples, self.train)
+        return results | {
+            "near_copies": float((found < threshold).mean()), "copy_threshold": threshold,
+            "nearest_rms": {"samples": float(np.median(found)), "held_out": float(np.median(distances))},
+        }
+
+    @torch.inference_mode()
+    def draw(self, labels: np.ndarray, ids: np.ndarray, scale: float) -> Tensor:
+        """Samples of the given classes, uint8 (N,H,W,3); sample i depends on the seed and its id."""
+        sampling, rows = Sampling(temperature=self.options.temperature), []
+        for start in tqdm(range(0, len(labels), BATCH), desc=f"samples at {scale:g}", unit="batch"):
+            given = [torch.from_numpy(x[start : start + BATCH]).to(self.device) for x in (labels, ids)]
+            codes = self.sampler.codes(*given, Guidance(scale=scale), sampling, self.options.seed)
+            rows.append(torch.from_numpy(self.sampler.pixels(codes)))
+        return torch.cat(rows)
+
+    @torch.inference_mode()
+    def reconstruct(self) -> Tensor:
+        tokenizer, rows = self.sampler.tokenizer, []
+        for pixels in tqdm(self.train.split(BATCH), desc="reconstructions", unit="batch"):
+            codes = tokenizer.encode(from_pixels(pixels.to(self.device)))
+            rows.append(torch.from_numpy(to_pixels(tokenizer.decode(codes[:, : self.options.num_tokens]))))
+        return torch.cat(rows)
+
+    @torch.inference_mode()
+    def prefixes(self) -> np.ndarray:
+        """STRIPS held-out images decoded from 1, 2, ... tokens, uint8 (STRIPS,N,H,W,3)."""
+        tokenizer, found = self.sampler.tokenizer, []
+        for index in np.linspace(0, len(self.held_out) - 1, STRIPS + 2)[1:-1].round().astype(int):
+            codes = tokenizer.encode(from_pixels(self.held_out[index : index + 1].to(self.device)))
+            lengths = torch.arange(1, codes.shape[1] + 1, device=self.device)
+            found.append(to_pixels(tokenizer.decode(codes.expand(len(lengths), -1), lengths)))
+        return np.stack(found)
+
+    @torch.inference_mode()
+    def features(self, network: EfficientNetLite, pixels: Tensor) -> np.ndarray:
+        parts = (network.pooled(from_pixels(part.to(self.device))).float().cpu() for part in pixels.split(BATCH))
+        return torch.cat(list(parts)).numpy()
+
+    def pictures(self, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """The first samples of each class, the training image nearest to each, and one per class at every scale."""
+        shown = np.concatenate([np.flatnonzero(labels == k)[: self.options.per_class] for k in np.unique(labels)])
+        samples = self.samples[torch.from_numpy(shown)]
+        _, near = nearest(samples, self.train)
+        firsts = np.array([np.flatnonzero(labels == k)[0] for k in np.unique(labels)])
+        grid = [self.draw(labels[firsts], firsts, scale).numpy() for scale in self.options.scales]
+        return {
+            "prefixes": self.prefixes(), "samples": samples.numpy(), "labels": labels[shown],
+            "nearest": self.train[torch.from_numpy(near)].numpy(), "scales": np.array(self.options.scales),
+            "guided": np.stack(grid),
+        }  # fmt: skip
+
+
+def nearest(images: Tensor, train: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """For uint8 images (N,H,W,3): root mean squared difference to the nearest of `train` (0 to 255), and its number."""
+
+    def small(pixels: Tensor) -> Tensor:
+        return F.avg_pool2d(pixels.permute(0, 3, 1, 2).float(), 4).flatten(1)
+
+    known, wanted = torch.cat((small(train), small(train.flip(2)))), small(images)
+    distances, index = torch.cdist(wanted, known).min(dim=1)
+    return (distances / wanted.shape[1] ** 0.5).numpy(), (index % len(train)).numpy()
+
+
+def main() -> None:
+    run(config.parse(DrawingsConfig, about=__doc__))
+
+
+if __name__ == "__main__":
+    config.main(main)
