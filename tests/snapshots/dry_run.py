@@ -68,3 +68,8 @@ def write() -> None:
     for name in CONFIGS:
         (STORED / name).parent.mkdir(parents=True, exist_ok=True)
         (STORED / name).write_text(resolved(name))
+
+
+def different() -> list[str]:
+    """The configs that resolve otherwise than recorded."""
+    return [f"configs/{name}" for name in CONFIGS if resolved(name) != (STORED / name).read_text()]
