@@ -230,7 +230,7 @@ class GeneratorTrainee:
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         checkpoint.load_into(self.model, weights("model"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
         if self.ema:
             checkpoint.load_into(self.ema.module, weights("ema"), "ema")
             self.ema.updates = state["ema_updates"]

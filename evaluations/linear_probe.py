@@ -175,7 +175,7 @@ class ProbeTrainee:
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         checkpoint.load_into(self.probe, weights("model"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
 
     def validate(self) -> dict[str, float]:
         """Nothing while it trains: the job measures the finished probe."""

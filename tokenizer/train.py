@@ -308,7 +308,7 @@ class TokenizerTrainee:
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         suffix = "_adapters" if self.config.lora else ""
         checkpoint.load_into(self.tokenizer, weights(f"model{suffix}"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
         if self.ema:
             checkpoint.load_into(self.ema.module, weights(f"ema{suffix}"), "ema")
             self.ema.updates = state["ema_updates"]

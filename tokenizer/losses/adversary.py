@@ -98,6 +98,6 @@ class Adversary:
         return {"optimizer": self.optimizer.state_dict(), "lecam": self.lecam.state() if self.lecam else None}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
         if self.lecam and state["lecam"]:
             self.lecam.load(state["lecam"])
