@@ -131,7 +131,7 @@ class TokenizerTrainee:
 
     def __init__(self, config: TrainConfig, world: World):
         self.config, self.world = config, world
-        torch.manual_seed(config.run.seed)
+        torch.manual_seed(numerics.derive_seed(config.run.seed, "weights"))
         if config.init and config.backbone:
             raise UserError("init brings the weights of all parts, so backbone would be ignored; set backbone=null")
         if config.run.parallel == "fsdp" and config.model.quantizer.get("refresh_every"):
@@ -235,8 +235,8 @@ class TokenizerTrainee:
             self.frozen_codes.watch(self.tokenizer, images, self.training_pass)
         given = (images, batch["codes"]) if "codes" in batch else (images,)
         micro = parallel.micro_batches(given, config.run.accumulate)
-        # Parts that draw from the global generator (augmentation, drop path) repeat what they drew after a resume.
-        torch.manual_seed(numerics.step_generator(config.run.seed, step, self.world.rank + 8).initial_seed())
+        # Augmentation and drop path use the global generators, which are seeded so that a resume repeats the step.
+        torch.manual_seed(numerics.derive_seed(config.run.seed, "step", step, "rank", self.world.rank))
         self.optimizer.zero_grad(set_to_none=True)
         logged: dict[str, Tensor] = {}
         views: list[list[Tensor]] = []
