@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import dist
+from common.config import sentence
 from common.dist import World
 from common.errors import UserError
 from common.options import LogConfig
@@ -92,13 +93,14 @@ def trim_metrics(out: str | Path, step: int) -> None:
 
 
 def write_failure(out: str | Path, rank: int, error: BaseException) -> None:
-    """Append a rank's exception to log.txt, with its traceback unless it is a UserError.
+    """Append a rank's exception to log.txt, with its traceback unless the user can mend it.
 
     A UserError raised before the run folder exists does not create it.
     """
     if isinstance(error, UserError) and not Path(out).is_dir():
         return
-    lines = [str(error)] if isinstance(error, UserError) else traceback.format_exception(error)
+    said = sentence(error)
+    lines = [said] if said else traceback.format_exception(error)
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         _append(Path(out) / "log.txt", _stamped(f"rank {rank} failed: {''.join(lines).rstrip()}"))
