@@ -28,7 +28,6 @@ from common.prefetch import Feed
 from common.signals import Interrupts
 from common.trainee import Trainee
 
-
 T = TypeVar("T")
 
 

@@ -33,7 +33,7 @@ def iterate(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
-    if in_main_thread and handler is not None:  # torch's handler raises at any point of the program; `next` reports dead processes as well
+    if in_main_thread and handler is not None:  # torch's handler raises anywhere; `next` notices dead processes, too
         signal.signal(signal.SIGCHLD, handler)
     workers = set(multiprocessing.active_children()) - before
     problem: Exception | None = None

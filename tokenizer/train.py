@@ -256,7 +256,7 @@ class TokenizerTrainee:
             logged["train/codebook_usage"] = self.tokenizer.quantizer.usage()
         if self.adversary and self.adversary.active(step):
             recons = [torch.cat(parts) for parts in zip(*views, strict=True)]
-            played = self.adversary.update(images, recons, step, config.run.steps)
+            played = self.adversary.update(images, recons, step, config.run.steps, not_finite)
             not_finite = torch.maximum(not_finite, played.pop("not_finite"))
             logged |= played
         return logged | {"not_finite": not_finite}

@@ -140,7 +140,7 @@ def test_a_job_turns_a_mistake_into_exit_code_two(capsys: pytest.CaptureFixture)
         (OSError("truncated"), "truncated; "),
         (RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file"), "free"),
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "free space"),
-        (RuntimeError("InvalidCxxCompiler: No working C++ compiler found in config.cpp.cxx: (None, 'g++')"), "--compile"),
+        (RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx"), "--compile"),
         (RuntimeError("Failed to find C compiler. Please specify via CC environment variable."), "--compile"),
         (UserError("a sentence"), "a sentence"),
     ],
