@@ -46,7 +46,7 @@ def compile_units(module: nn.Module) -> None:
     """torch.compile the units in place.
 
     Units of one class share compiled code, one version per combination of shapes and modes. By default torch runs
-    everything beyond the eighth version uncompiled; here the limit follows the number of units, and exceeding it raises.
+    all versions beyond the eighth uncompiled; here the limit follows the number of units, and exceeding it raises.
     """
     from torch._dynamo import config as limits  # takes a second to import
 
