@@ -131,7 +131,7 @@ class TokenizerTrainee:
 
     def __init__(self, config: TrainConfig, world: World):
         self.config, self.world = config, world
-        torch.manual_seed(config.run.seed)
+        torch.manual_seed(numerics.derive_seed(config.run.seed, "weights"))
         if config.init and config.backbone:
             raise UserError("init brings the weights of all parts, so backbone would be ignored; set backbone=null")
         if config.run.parallel == "fsdp" and config.model.quantizer.get("refresh_every"):
@@ -183,7 +183,7 @@ class TokenizerTrainee:
     def hold_codes(self) -> None:
         """With a frozen encoder side: from now on every checkpoint is held to today's codes."""
         if set(ENCODER_SIDE) <= set(self.config.freeze):
-            self.frozen_codes = FrozenCodes(self.tokenizer)
+            self.frozen_codes = FrozenCodes(self.tokenizer, self.config.run.precision)
 
     def _check_codes(self) -> None:
         if self.frozen_codes:
@@ -235,8 +235,8 @@ class TokenizerTrainee:
             self.frozen_codes.watch(self.tokenizer, images, self.training_pass)
         given = (images, batch["codes"]) if "codes" in batch else (images,)
         micro = parallel.micro_batches(given, config.run.accumulate)
-        # Parts that draw from the global generator (augmentation, drop path) repeat what they drew after a resume.
-        torch.manual_seed(numerics.step_generator(config.run.seed, step, self.world.rank + 8).initial_seed())
+        # Augmentation and drop path use the global generators, which are seeded so that a resume repeats the step.
+        torch.manual_seed(numerics.derive_seed(config.run.seed, "step", step, "rank", self.world.rank))
         self.optimizer.zero_grad(set_to_none=True)
         logged: dict[str, Tensor] = {}
         views: list[list[Tensor]] = []
@@ -256,7 +256,7 @@ class TokenizerTrainee:
             logged["train/codebook_usage"] = self.tokenizer.quantizer.usage()
         if self.adversary and self.adversary.active(step):
             recons = [torch.cat(parts) for parts in zip(*views, strict=True)]
-            played = self.adversary.update(images, recons, step, config.run.steps)
+            played = self.adversary.update(images, recons, step, config.run.steps, not_finite)
             not_finite = torch.maximum(not_finite, played.pop("not_finite"))
             logged |= played
         return logged | {"not_finite": not_finite}
@@ -308,7 +308,7 @@ class TokenizerTrainee:
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         suffix = "_adapters" if self.config.lora else ""
         checkpoint.load_into(self.tokenizer, weights(f"model{suffix}"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
         if self.ema:
             checkpoint.load_into(self.ema.module, weights(f"ema{suffix}"), "ema")
             self.ema.updates = state["ema_updates"]
@@ -335,12 +335,13 @@ class TokenizerTrainee:
             else [None]
         )
         sums = {length: torch.zeros((), device=self.world.device) for length in lengths}
-        with parallel.gathered(tokenizer if self.ema else self.training_pass):
+        where = (self.config.run.precision, self.world.device)
+        with parallel.gathered(tokenizer if self.ema else self.training_pass, *where):
             for batch in batches(data, mine, 64):
                 images = from_pixels(batch["pixels"].to(self.world.device))
                 vectors = tokenizer.encode_vectors(images)
                 for length in lengths:
-                    decoded = tokenizer.decode_vectors(vectors, length).images.clamp(-1, 1)
+                    decoded = tokenizer.decode_vectors(vectors, length).images.float().clamp(-1, 1)
                     error = F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))
                     sums[length] += (10 * torch.log10(4 / error)).sum()
         self.training_pass.train()
