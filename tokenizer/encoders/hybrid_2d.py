@@ -62,6 +62,8 @@ class Hybrid2dEncoder(nn.Module):
         cnn: CnnConfig = field(default_factory=CnnConfig)
         transformer: GridTransformerConfig = field(default_factory=GridTransformerConfig)
 
+    tokens_1d, any_size, groups = False, False, 1
+
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
         self.cnn = CnnEncoder(config.cnn, image_size, z_channels)
