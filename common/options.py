@@ -58,16 +58,13 @@ class OptimConfig:
     decay_vectors: bool = opt(
         False, "also decay biases and norms (the papers' tokenizer trainer does)"
     )
-    fan_in: int | None = opt(
-        None, "weights with more inputs than this learn at lr * fan_in / inputs; null = all at lr (the papers)"
-    )
     max_grad_norm: float = opt(1.0, "gradient norm is clipped to this; 0 = off")
     schedule: str = opt("cosine", SCHEDULES)
     warmup: int = opt(0, "steps of linear warm-up")
     warmup_lr: float | None = opt(None, "where the warm-up starts; null = lr/100")
     end_lr: float = opt(0.0, "where cosine and wsd end")
-    cooldown_fraction: float = opt(0.2, "share of the steps that wsd cools down for")
-    cooldown_shape: str = opt("sqrt", "sqrt | linear | cosine | square | a power of what is left, such as 1.5")
+    cooldown_fraction: float = opt(0.2, "fraction of the steps in which wsd cools down")
+    cooldown_shape: str = opt("sqrt", "sqrt | linear | cosine | square | an exponent of the remaining fraction")
     epoch_steps: int = opt(1, "steps per epoch, for cosine_epochs")
 
 

@@ -121,7 +121,7 @@ class TokenizerTrainee:
 
     def __init__(self, config: TrainConfig, world: World):
         self.config, self.world = config, world
-        torch.manual_seed(config.run.seed)
+        torch.manual_seed(numerics.derive_seed(config.run.seed, "weights"))
         if config.init and config.backbone:
             raise UserError("init brings the weights of all parts, so backbone would be ignored; set backbone=null")
         if config.run.parallel == "fsdp" and config.model.quantizer.get("refresh_every"):
@@ -212,8 +212,8 @@ class TokenizerTrainee:
             self.frozen_codes.watch(self.tokenizer, images, self.training_pass)
         given = (images, batch["codes"]) if "codes" in batch else (images,)
         micro = parallel.micro_batches(given, config.run.accumulate)
-        # Parts that draw from the global generator (augmentation, drop path) repeat what they drew after a resume.
-        torch.manual_seed(numerics.step_generator(config.run.seed, step, self.world.rank + 8).initial_seed())
+        # Augmentation and drop path use the global generators, which are seeded so that a resume repeats the step.
+        torch.manual_seed(numerics.derive_seed(config.run.seed, "step", step, "rank", self.world.rank))
         self.optimizer.zero_grad(set_to_none=True)
         logged: dict[str, Tensor] = {}
         views: list[list[Tensor]] = []
@@ -233,7 +233,7 @@ class TokenizerTrainee:
             logged["train/codebook_usage"] = self.tokenizer.quantizer.usage()
         if self.adversary and self.adversary.active(step):
             recons = [torch.cat(parts) for parts in zip(*views, strict=True)]
-            played = self.adversary.update(images, recons, step, config.run.steps)
+            played = self.adversary.update(images, recons, step, config.run.steps, not_finite)
             not_finite = torch.maximum(not_finite, played.pop("not_finite"))
             logged |= played
         return logged | {"not_finite": not_finite}
@@ -281,7 +281,7 @@ class TokenizerTrainee:
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         suffix = "_adapters" if self.config.lora else ""
         checkpoint.load_into(self.tokenizer, weights(f"model{suffix}"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
         if self.ema:
             checkpoint.load_into(self.ema.module, weights(f"ema{suffix}"), "ema")
             self.ema.updates = state["ema_updates"]
