@@ -429,20 +429,6 @@ def test_what_does_not_fit_is_one_sentence(made: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*"))
 
 
-@pytest.mark.parametrize("job", ["extract_codes", "train", "sample"])
-def test_help_answers_without_loading_torch(job: str) -> None:
-    code = f"""
-import sys, autoregressive.{job} as job
-sys.argv = ["job", "--help"]
-try:
-    job.main()
-except SystemExit as stop:
-    assert stop.code == 0 and "torch" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "usage:" in done.stdout
-
-
 @pytest.mark.parametrize(("schema", "aliases", "words", "message"), [
     (TrainConfig, TRAIN_FLAGS, ["model.widht=3"], "width"),
     (TrainConfig, TRAIN_FLAGS, ["optim.learning_rate=1"], "optim.learning_rate"),
