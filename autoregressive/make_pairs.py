@@ -26,6 +26,7 @@ from common.codes import hash_names
 from common.data import ImageFolder, batches
 from common.errors import UserError
 from common.images import from_pixels
+from common.numerics import numpy_generator
 from common.pairs import PairWriter
 from tokenizer.frozen_codes import codes_fingerprint
 
@@ -60,7 +61,7 @@ def draw_keep(policy: str, sigma: float, num_tokens: int, seed: int, ids: np.nda
     if not 0 <= sigma <= 1:
         raise UserError(f"--sigma is {sigma}; expected a share of kept codes in [0, 1]")
     probabilities = POLICIES[policy](sigma, num_tokens)
-    rows = [np.random.Generator(np.random.Philox(key=[seed, int(i) % 2**64])).random(num_tokens) for i in ids]
+    rows = [numpy_generator(seed, "keep", int(i)).random(num_tokens) for i in ids]
     return np.stack(rows) < probabilities
 
 
@@ -97,7 +98,7 @@ def choose(count: int, num_samples: int | None, seed: int) -> list[int]:
         num_samples = count
     if not 1 <= num_samples <= count:
         raise UserError(f"--num-samples is {num_samples}; the folder has {count} images")
-    return np.random.Generator(np.random.Philox(seed)).permutation(count)[:num_samples].tolist()
+    return numpy_generator(seed, "images").permutation(count)[:num_samples].tolist()
 
 
 def image_ids(paths: list[str]) -> np.ndarray:

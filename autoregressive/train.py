@@ -114,7 +114,7 @@ class GeneratorTrainee:
 
     def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
         self.config, self.world, self.source = config, world, source
-        torch.manual_seed(config.run.seed)
+        torch.manual_seed(numerics.derive_seed(config.run.seed, "weights"))
         self.model = build("autoregressive.models:GENERATORS", config.model)
         self.regressed = self._regressed() if config.regression else None
         trained = self.regressed or self.model
@@ -202,8 +202,8 @@ class GeneratorTrainee:
         if hasattr(self.model, "draw_orders"):
             orders = self.model.draw_orders(whole, step / self.config.run.steps, generator)
             drawn += (orders[mine].to(codes.device),)
-        # Dropout inside the model draws from the global generators: a resumed run repeats what it would have drawn.
-        torch.manual_seed((generator.initial_seed() * 4096 + self.world.rank) % 2**63)
+        # Dropout inside the model draws from the global generators, which are seeded so that a resume repeats the step.
+        torch.manual_seed(numerics.derive_seed(self.config.run.seed, "step", step, "rank", self.world.rank))
         return drawn
 
     def network(self) -> nn.Module:
@@ -230,7 +230,7 @@ class GeneratorTrainee:
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         checkpoint.load_into(self.model, weights("model"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
         if self.ema:
             checkpoint.load_into(self.ema.module, weights("ema"), "ema")
             self.ema.updates = state["ema_updates"]

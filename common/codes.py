@@ -20,6 +20,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.errors import UserError
+from common.numerics import numpy_generator
 
 __all__ = ["ChunkedWriter", "CodeStore", "check_settings", "code_dtype", "hash_names", "import_npy", "write_text"]
 
@@ -85,7 +86,7 @@ class CodeStore(Dataset):
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, np.ndarray | int]:
         if isinstance(item, tuple):
             index, position = item
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+            rng = numpy_generator(self.seed, "augmentation", position)
             augmentation = int(rng.integers(self._codes.shape[1]))
         else:
             index, augmentation = item, 0

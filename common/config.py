@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ __all__ = [
     "parts",
     "read_yaml",
     "resolve",
+    "sentence",
     "type_name",
 ]
 
@@ -423,15 +425,37 @@ def _help(schema: type, aliases: Mapping[str, Alias], about: str) -> str:
 
 
 def main(job: Callable[[], Any]) -> None:
-    """Run a job's `main`, turning a UserError into one sentence on stderr and exit code 2."""
+    """Run a job's `main`. User errors, failed file operations and a missing compiler end in one sentence and code 2."""
     try:
         job()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # what read our output, `head` perhaps, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def sentence(error: BaseException) -> str | None:
+    """The message of an error that the user can mend, or None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    # safetensors and torch.save raise errors of their own when a file cannot be written.
+    if isinstance(error, OSError) or re.search("^Error while serializing: I/O|PytorchStreamWriter failed", str(error)):
+        path = f"{filename!r}: " if (filename := getattr(error, "filename", None)) else ""
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        return (
+            f"{path}{reason}; free space, mend the permissions or choose another path, then run the same command again"
+        )
+    if re.search(r"No working C\+\+ compiler|Failed to find C compiler|find a working triton", str(error)):
+        return (
+            "torch.compile finds no working compiler; install one (g++ for the CPU, gcc and triton for CUDA) or leave "
+            "--compile (run.compile, compile) out"
+        )
+    return None

@@ -2,8 +2,8 @@
 
 The order is a pure function of (seed, position): position p of the endless stream is image
 `permutation(seed, p // n)[p % n]`, and its augmentation is drawn from a generator seeded by (seed, p).
-So any number of ranks and workers sees the same batches, and a resume starts in the middle of an epoch
-without reading what came before.
+So any number of ranks and workers yields the same batches, and a resume starts in the middle of an epoch
+without reading earlier items.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import UserError
 from common.images import IMAGE_SUFFIXES, center_crop, random_crop, read_image
+from common.numerics import numpy_generator, torch_generator
+from common.prefetch import ignore_signals, iterate
 
 MOST_SKIPPED = 16  # more unreadable images than this in a row are no accident: the folder is gone
 
@@ -86,7 +88,7 @@ class ImageFolder(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, np.ndarray | int]:
         asked, position = item if isinstance(item, tuple) else (item, item)
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+        rng = numpy_generator(self.seed, "augmentation", int(position))
         index, image = self._read(asked)
         if self.crop == "random":
             image = random_crop(image, self.image_size, rng)
@@ -142,7 +144,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
             for position in range(first, first + self.local):
                 if position // self.count != epoch:
                     epoch = position // self.count
-                    order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.count)
+                    order = numpy_generator(self.seed, "order", epoch).permutation(self.count)
                 batch.append((int(order[position % self.count]), position))
             yield batch
 
@@ -150,7 +152,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 def stream(
     dataset: Dataset, batch_size: int, rank: int, ranks: int, seed: int, start_step: int, steps: int, workers: int = 0
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches in the order of `StreamSampler`; items are stacked as numpy -> tensors.
+    """Batches in the order of `StreamSampler`; numpy items are stacked to tensors.
 
     Raises: UserError as the dataset does, also from its worker processes.
     """
@@ -160,18 +162,10 @@ def stream(
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=ignore_signals,
+        generator=torch_generator(seed, "loader"),
     )
-    return _sentences(loader)
-
-
-def _sentences(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
-    """A worker's UserError comes with the text of its traceback: the sentence is at the end of it."""
-    try:
-        yield from loader
-    except UserError as error:
-        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+    return iterate(loader)
 
 
 def share(count: int, rank: int, ranks: int) -> range:
@@ -182,4 +176,4 @@ def share(count: int, rank: int, ranks: int) -> range:
 def batches(dataset: Dataset, indices: range, batch_size: int, workers: int = 0) -> Iterator[dict[str, Tensor]]:
     """Items of `indices` in order, for jobs that visit every image once."""
     chunks = [list(indices[at : at + batch_size]) for at in range(0, len(indices), batch_size)]
-    return _sentences(DataLoader(dataset, batch_sampler=chunks, num_workers=workers))
+    return iterate(DataLoader(dataset, batch_sampler=chunks, num_workers=workers, worker_init_fn=ignore_signals))

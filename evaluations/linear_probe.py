@@ -133,7 +133,7 @@ class Probe(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.linear = nn.Linear(width, num_classes)
-        generator = torch.Generator().manual_seed(seed)
+        generator = numerics.torch_generator(seed, "weights")
         nn.init.trunc_normal_(self.linear.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.linear.bias)
 
@@ -175,7 +175,7 @@ class ProbeTrainee:
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         checkpoint.load_into(self.probe, weights("model"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
 
     def validate(self) -> dict[str, float]:
         """Nothing while it trains: the job measures the finished probe."""

@@ -31,6 +31,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
 from common.npz import PartWriter, join
+from common.numerics import numpy_generator
 from evaluations import record
 from evaluations.c2i import scores
 from evaluations.harness import DecodingConfig
@@ -321,7 +322,7 @@ def _drawn(
     seed: int, indices: np.ndarray, draw: Callable[[np.random.Generator], np.ndarray], device: torch.device
 ) -> Tensor:
     """One draw per image, which depends on the seed and the image's number alone."""
-    rngs = (np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices)
+    rngs = (numpy_generator(seed, "perturbation", int(index)) for index in indices)
     return torch.from_numpy(np.stack([draw(rng) for rng in rngs])).to(device)
 
 

@@ -25,6 +25,7 @@ from common.data import ImageFolder, batches, share
 from common.errors import UserError
 from common.images import write_png
 from common.npz import NpzWriter
+from common.numerics import numpy_generator
 from evaluations import record
 
 
@@ -66,7 +67,7 @@ def run(config: ReferenceConfig) -> Path:
         for leftover in folder.glob("[0-9]" * 6 + ".png"):  # of an earlier, longer run
             if int(leftover.stem) >= count:
                 leftover.unlink()
-        order = np.random.default_rng(config.global_seed).permutation(count)
+        order = numpy_generator(config.global_seed, "order").permutation(count)
         about = {"kind": "reference", "split": config.split, "dataset": config.dataset, "seed": config.global_seed}
         writer = NpzWriter(packed, count, (config.image_size, config.image_size), about)
         for index in tqdm(order.tolist(), desc=packed.name, unit="image", dynamic_ncols=True):

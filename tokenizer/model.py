@@ -26,17 +26,13 @@ class View:
 
 @dataclass
 class Pass:
-    """What one training pass produced. `views[0]` is the main reconstruction, decoded from `vectors`.
-
-    unpaired: images decoded from codes that no image of the batch belongs to; in some steps the only ones.
-    """
+    """The results of one training pass. `views[0]` is the main reconstruction, decoded from `vectors`."""
 
     views: list[View]
     quantized: Quantized
     vectors: Tensor | None = None
     spatial: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
-    unpaired: View | None = None
 
 
 class Tokenizer(nn.Module, HubModel):

@@ -105,9 +105,9 @@ def _before(owner: Any, name: str, do: Callable[..., Any]) -> None:
 def _replace_loss(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     original = optim.update
 
-    def update(*arguments: Any) -> Any:
+    def update(*arguments: Any, **named: Any) -> Any:
         *others, loss = arguments
-        return original(*others, change(loss))
+        return original(*others, change(loss), **named)
 
     optim.update = update
 

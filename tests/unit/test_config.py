@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from common import config
 from common.config import MISSING, opt, part, parts
@@ -128,3 +129,37 @@ def test_a_job_turns_a_mistake_into_exit_code_two(capsys: pytest.CaptureFixture)
         config.main(lambda: parse("--rot", "x"))
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: unknown flag")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "out/a.png"), "'out/a.png': No space left on device; free space"),
+        (NotADirectoryError(20, "Not a directory", "file/s"), "'file/s': Not a directory; "),
+        (PermissionError(13, "Permission denied", "/root"), "'/root': Permission denied; "),
+        (OSError("truncated"), "truncated; "),
+        (RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file"), "free"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "free space"),
+        (RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx"), "--compile"),
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable."), "--compile"),
+        (UserError("a sentence"), "a sentence"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line_and_code_2(
+    error: Exception, said: str, capsys: pytest.CaptureFixture
+) -> None:
+    def job() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        config.main(job)
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2 and printed.startswith("error: ") and said in printed and printed.count("\n") == 1
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    def job() -> None:
+        raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        config.main(job)
