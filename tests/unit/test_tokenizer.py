@@ -172,15 +172,6 @@ def test_usage_counts_the_codes_of_the_window_only() -> None:
     assert layer.usage().item() == pytest.approx(1 / 32)
 
 
-def test_refresh_brings_unused_codes_back() -> None:
-    layer = quantizer(refresh_every=2).train()
-    narrow = F.normalize(torch.randn(64, 4) * 0.05 + torch.tensor([1.0, 0, 0, 0]), dim=1).reshape(8, 8, 1, 4)
-    narrow = narrow.permute(0, 3, 1, 2)
-    before = layer(narrow).codes.unique().numel()
-    layer.step = 2
-    assert layer(narrow).codes.unique().numel() > max(before, 16)
-
-
 def test_mistakes_end_in_one_sentence() -> None:
     with pytest.raises(UserError, match=r"expects \(B,3,32,32\)"):
         make().encode(torch.zeros(1, 3, 16, 16))
