@@ -37,12 +37,6 @@ class DataConfig:
 
     root: str = opt(MISSING, "image folder: <root>/<class>/*.png, or images directly under <root>")
     pairs: str | None = opt(None, "pair set of autoregressive.make_pairs: decode its codes, aim at the images in root")
-    unpaired: bool = opt(
-        False, "of pairs with --sigma 0: their codes are for the losses' frechet alone, the images' own for the others"
-    )
-    own_every: int = opt(
-        1, "with unpaired: every so many steps decode the images' own codes, too, at so many times their losses' weight"
-    )
     batch_size: int = opt(256, "global batch size, over all ranks")
     crop: str = opt("random", "random (short side in [size, size/0.8], random square) | center")
     flip: bool = opt(True, "mirror half of the images")

@@ -40,7 +40,7 @@ RETOK = {
     # Codes near a tie amplify rounding tenfold a step at a usual rate; at this one other processors agree to 1e-5.
     "optim": {"lr": 1e-6, "warmup": 3},
     "model": {
-        **toys.TOKENIZER, "init": "fan_in",
+        **toys.TOKENIZER,
         "decoder": {**toys.TOKENIZER["decoder"], "semantic_head": {"depth": 1, "width": 112}},
         "quantizer": {"name": "vq", "codebook_size": 64, "entropy_weight": 0.1, "rotation": True},
     },
@@ -60,7 +60,7 @@ VIT = {"name": "dino_vit", "width": 112, "layers": 1, "heads": 2, "patch": 8, "d
 ROBUSTOK = {
     **RUN,
     "model": {
-        "image_size": 32, "z_channels": 112, "init": "fan_in", "layout": {"num_tokens": 16},
+        "image_size": 32, "z_channels": 112, "layout": {"num_tokens": 16},
         "encoder": VIT, "decoder": VIT,
         "quantizer": {"name": "vq_hits", "codebook_size": 64},
     },
