@@ -204,7 +204,7 @@ class GeneratorTrainee(Trainee):
         size = max(1, self.config.data.batch_size // self.world.size)
         pairs = ((batch["codes"], batch["label"]) for batch in batches(self.held_out, mine, size))
         num_tokens, precision = self.source.num_tokens, self.config.run.precision
-        with parallel.gathered(self.ema.module if self.ema else self.wrapped):
+        with parallel.gathered(self.ema.module if self.ema else self.wrapped, precision, self.world.device):
             losses = position_losses(model, pairs, num_tokens, precision, self.world.device)
         self.wrapped.train()
         return {"val/loss": losses.mean().item()}

@@ -23,6 +23,7 @@ from common.dist import World
 from common.errors import UserError
 from common.guard import NotFinite
 from common.log import Averages, Logger, peak_memory_gb, trim_metrics, write_failure
+from common.numerics import attention_kernel
 from common.options import LogConfig, RunConfig
 from common.prefetch import Feed
 from common.signals import Interrupts
@@ -88,6 +89,7 @@ class _Run:
         self.since, self.counted, self.save_s = time.perf_counter(), 0, 0.0
 
     def train(self, loader: Callable[[int, int], Iterable[dict[str, Tensor]]]) -> Path:
+        self.logger.say(self.describe())
         try:
             start = self.resume()
             if start >= self.last:
@@ -101,6 +103,15 @@ class _Run:
             self.logger.close()
             if self.lock:
                 self.lock.close()
+
+    def describe(self) -> str:
+        """The device and everything else that decides how fast a step is."""
+        device, config = self.world.device, self.config
+        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        return (
+            f"torch {torch.__version__}, device {name}, {self.world.size} process(es), parallel {config.parallel}, "
+            f"precision {config.precision}, attention {attention_kernel(config.precision, device)}"
+        )
 
     def steps(self, start: int, loader: Callable[[int, int], Iterable[dict[str, Tensor]]]) -> None:
         """Steps [start, last), with everything that happens between them."""
