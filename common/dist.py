@@ -175,14 +175,6 @@ def gather_rows(rows: Tensor) -> Tensor:
     return all_reduce_sum(nn.functional.pad(rows, (0, 0, before, after)))
 
 
-def from_main(tensor: Tensor) -> Tensor:
-    """Rank 0's tensor on every rank; all ranks pass the same shape."""
-    if size() > 1:
-        tensor = tensor.contiguous()
-        torch_dist.broadcast(tensor, src=0)
-    return tensor
-
-
 def largest(tensor: Tensor) -> Tensor:
     """Elementwise maximum over ranks, left on the device. Not for values that may be NaN: backends differ on them."""
     if size() > 1:

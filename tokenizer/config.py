@@ -17,7 +17,6 @@ class TokenizerConfig:
     image_size: int = opt(256, "side of the square images, pixels")
     z_channels: int = opt(256, "channels of the maps between CNN, transformer and quantizer")
     layout: Layout = field(default_factory=Layout)
-    init: str = opt("released", "released (deviation 0.02) | fan_in (learns sooner; tokenizer/layers/initialise.py)")
     encoder: dict[str, Any] = part("tokenizer.encoders:ENCODERS", "images -> latents", {"name": "hybrid_1d"})
     decoder: dict[str, Any] = part("tokenizer.decoders:DECODERS", "latents -> images", {"name": "hybrid_1d"})
     quantizer: dict[str, Any] = part("tokenizer.quantizers:QUANTIZERS", "latents -> codes", {"name": "vq"})

@@ -126,7 +126,7 @@ class TokenizerTrainee:
             raise UserError("init brings the weights of all parts, so backbone would be ignored; set backbone=null")
         if config.run.parallel == "fsdp" and config.model.quantizer.get("refresh_every"):
             raise UserError(
-                "quantizer.refresh_every moves codes in the forward pass, where fsdp has copies that it throws away; "
+                "quantizer.refresh_every moves rows of the whole codebook, which fsdp splits over the processes; "
                 "use run.parallel=ddp or quantizer.refresh_every=0"
             )
         self.tokenizer = Tokenizer(config.model)
@@ -228,6 +228,7 @@ class TokenizerTrainee:
         norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, logged["train/loss"])
         if self.ema:
             self.ema.update(self.tokenizer)
+        self.tokenizer.quantizer.refresh(self.optimizer, self.ema.module.quantizer if self.ema else None)
         logged["train/grad_norm"] = norm
         if done.quantized.codes is not None:
             logged["train/codebook_usage"] = self.tokenizer.quantizer.usage()
@@ -270,6 +271,7 @@ class TokenizerTrainee:
     def state(self) -> dict[str, Any]:
         self._check_codes()
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        state["refresh"] = self.tokenizer.quantizer.refresh_state()
         if self.frozen_codes:
             state["codes_fingerprint"] = self.frozen_codes.fingerprint
         if self.ema:

@@ -35,15 +35,15 @@ from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
 
 ROOT = Path(__file__).parents[2]
-CNN = {"channels": 16, "multipliers": [1, 1], "blocks": 1, "norm": "none"}
+CNN = {"channels": 16, "multipliers": [1, 1], "patch": 2}
 VIT = {"width": 32, "layers": 1, "heads": 2}
 PAPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "retok_gpt": (
         {
             "z_channels": 32, "layout": {"num_tokens": 16, "redundant": 8},
-            "encoder": {"name": "hybrid_1d", "cnn": {**CNN, "patch": 2}, "transformer": VIT},
+            "encoder": {"name": "tokenizer.tiny:Tiny1dEncoder", "cnn": CNN, "transformer": VIT},
             "decoder": {
-                "name": "hybrid_1d", "cnn": {**CNN, "patch": 2, "adaptive_norm": False}, "transformer": VIT,
+                "name": "tokenizer.tiny:Tiny1dDecoder", "cnn": {**CNN, "adaptive_norm": False}, "transformer": VIT,
                 "semantic_head": None,
             },
         },
@@ -51,9 +51,9 @@ PAPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "llamagen_gpt": (
         {
-            "z_channels": 16, "encoder": {"name": "cnn", **CNN, "multipliers": [1, 1, 1]},
+            "z_channels": 16, "encoder": {"name": "tokenizer.tiny:TinyCnnEncoder", **CNN},
             "decoder": {
-                "name": "cnn", **CNN, "multipliers": [1, 1, 1], "adaptive_norm": False, "depth_to_space": False,
+                "name": "tokenizer.tiny:TinyCnnDecoder", **CNN, "adaptive_norm": False, "depth_to_space": False,
             },
         },
         {"name": "gpt", "size": "tiny", "positions": "rope2d"},
@@ -83,7 +83,7 @@ def write_images(folder: Path, classes: int, count: int, side: int = 16) -> None
 
 
 def write_tokenizer(folder: Path, paper: str, seed: int = 0) -> None:
-    own = {"image_size": 16, "init": "fan_in", "quantizer": {"name": "vq", "codebook_size": 32}, **PAPERS[paper][0]}
+    own = {"image_size": 16, "quantizer": {"name": "vq", "codebook_size": 32}, **PAPERS[paper][0]}
     settings = config.resolve(TokenizerConfig, own, where="model")
     torch.manual_seed(seed)
     model = Tokenizer(settings)

@@ -19,6 +19,8 @@ class DinoVitDecoder(nn.Module):
     class Config(VitConfig):
         pass
 
+    tokens_1d, any_size, groups = False, False, 1
+
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
         self.grid, self.patch = check(config, image_size, z_channels, layout), config.patch

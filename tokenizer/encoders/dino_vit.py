@@ -25,6 +25,8 @@ class DinoVitEncoder(nn.Module):
     class Config(VitConfig):
         groups: int = opt(1, "latent tokens per patch; as many as the product quantizer's groups")
 
+    tokens_1d, any_size = False, False
+
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
         self.grid = check(config, image_size, z_channels, layout)
