@@ -27,6 +27,7 @@ from common.images import from_pixels
 from common.paper_flags import joined
 from common.shards import open_images
 from common.token_lines import TokenLines
+from common.trainee import Trainee
 from tokenizer.model import Tokenizer
 
 
@@ -107,31 +108,24 @@ def open_codes(path: str, model: Mapping[str, Any], seed: int = 0) -> CodeStore 
     return CodeStore(path, model["num_tokens"], seed)
 
 
-class GeneratorTrainee:
-    """Builds the objects of a `TrainConfig` and takes its steps."""
-
-    alarms = ()
+class GeneratorTrainee(Trainee):
+    """A generator that learns to predict codes."""
 
     def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
-        self.config, self.world, self.source = config, world, source
-        torch.manual_seed(numerics.derive_seed(config.run.seed, "weights"))
+        super().__init__(config.run, config.optim, world)
+        self.config, self.source = config, source
         self.model = build("autoregressive.models:GENERATORS", config.model)
         self.regressed = self._regressed() if config.regression else None
-        trained = self.regressed or self.model
-        self.ema = optim.Ema(self.model, config.ema_decay) if config.ema_decay else None
-        self.wrapped = parallel.wrap(trained, config.run, world).train()
-        if self.ema:
-            self.ema.place(config.run, world)
-        self.optimizer = self._optimizer(trained)
+        self.start(self.model, self.regressed, config.ema_decay)
         self.held_out = self._held_out() if config.run.validate_every else None
 
-    def _optimizer(self, trained: nn.Module) -> torch.optim.Optimizer | optim.MuonAdamW:
-        given = self.config.optim
-        if given.muon_lr is None:
-            return optim.adamw(trained, given)
-        if self.config.run.parallel == "fsdp":
+    def make_optimizer(self) -> torch.optim.Optimizer | optim.MuonAdamW:
+        rate = self.config.optim.muon_lr
+        if rate is None:
+            return super().make_optimizer()
+        if self.run.parallel == "fsdp":
             raise UserError("optim.muon_lr needs whole matrices; use run.parallel=ddp or optim.muon_lr=null")
-        return optim.MuonAdamW(trained, given, given.muon_lr)
+        return optim.MuonAdamW(self.trained, self.schedule, rate)
 
     def _regressed(self) -> RegressedGenerator:
         data = self.config.data
@@ -152,41 +146,26 @@ class GeneratorTrainee:
             raise UserError("data.val_codes has another codebook or other classes than the training codes")
         return store
 
-    def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        config = self.config
-        codes, labels = self.source.codes(batch), batch["label"]
-        micro = parallel.micro_batches((codes, labels, *self._draw(codes, step)), config.run.accumulate)
-        self.optimizer.zero_grad(set_to_none=True)
-        logged: dict[str, Tensor] = {}
-        for number, part in enumerate(micro, start=1):
-            with parallel.synchronised(self.wrapped, now=number == len(micro)):
-                losses = self._losses(*part)
-                (sum(losses.values()) / len(micro)).backward()
-            for name, value in losses.items():
-                logged[name] = logged.get(name, 0) + value.detach() / len(micro)
-        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, sum(logged.values()))
-        if self.ema:
-            self.ema.update(self.model)
-        rate = norm.new_tensor(optim.rate(config.optim, step, config.run.steps))
-        return logged | {"train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
+    def inputs(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, ...]:
+        codes = self.source.codes(batch)
+        return codes, batch["label"], *self._draw(codes, step)
 
-    def _losses(
-        self, codes: Tensor, labels: Tensor, drop: Tensor, fed: Tensor, *orders: Tensor
-    ) -> dict[str, Tensor]:
-        """Those of a micro-batch under the names they are logged by; their sum is what is trained."""
+    def losses(
+        self, step: int, number: int, codes: Tensor, labels: Tensor, drop: Tensor, fed: Tensor, *orders: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         with numerics.autocast(self.config.run.precision, self.world.device):
             if self.regressed:
                 logits, others = self.wrapped(fed, labels, drop, codes)
             else:
                 logits, others = self.wrapped(fed, labels, drop, *orders), {}
         losses = {"train/loss": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
-        return losses | {f"train/loss_{name}": value for name, value in others.items()}
+        losses |= {f"train/loss_{name}": value for name, value in others.items()}
+        return sum(losses.values()), losses
 
     def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, ...]:
-        """Which labels of this rank's batch to hide, bool (B,), the codes to feed, int64 (B, N), and the orders (B, N)
-        of a generator that trains on other ones than the codes' own.
+        """Labels to drop, bool (B,), codes to feed, int64 (B,N), and for generators that permute them orders (B,N).
 
-        Everything is drawn for the global batch and sliced, so the number of ranks changes nothing.
+        Everything is drawn for the global batch and sliced, so it does not depend on the number of ranks.
         """
         local, num_tokens = codes.shape
         whole = local * self.world.size
@@ -202,38 +181,18 @@ class GeneratorTrainee:
         if hasattr(self.model, "draw_orders"):
             orders = self.model.draw_orders(whole, step / self.config.run.steps, generator)
             drawn += (orders[mine].to(codes.device),)
-        # Dropout inside the model draws from the global generators, which are seeded so that a resume repeats the step.
-        torch.manual_seed(numerics.derive_seed(self.config.run.seed, "step", step, "rank", self.world.rank))
         return drawn
 
-    def network(self) -> nn.Module:
-        """What is sharded."""
-        return self.regressed or self.model
-
     def frozen(self) -> list[nn.Module]:
-        """The tokenizer, where images are tokenized on the fly."""
+        """The tokenizer, when images are tokenized in every step."""
         return [self.source.tokenizer] if self.source.tokenizer else []
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        files = {"model": self.model.state_dict()}
-        if self.ema:
-            files["ema"] = self.ema.state_dict()
-        if self.regressed:
-            files["regression"] = self.regressed.heads.state_dict()
-        return files
-
-    def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
-        if self.ema:
-            state["ema_updates"] = self.ema.updates
-        return state
+        heads = {"regression": self.regressed.heads.state_dict()} if self.regressed else {}
+        return super().weights() | heads
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
-        checkpoint.load_into(self.model, weights("model"), "model")
-        optim.restore(self.optimizer, state["optimizer"])
-        if self.ema:
-            checkpoint.load_into(self.ema.module, weights("ema"), "ema")
-            self.ema.updates = state["ema_updates"]
+        super().load(weights, state)
         if self.regressed:
             checkpoint.load_into(self.regressed.heads, weights("regression"), "regression")
 
