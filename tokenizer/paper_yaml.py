@@ -146,7 +146,7 @@ def _quantizer(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _backbones(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes and pretrained weights of the ViTs. The teacher passes through the encoder's quant_conv, so it is as wide."""
+    """Sizes and pretrained weights of the ViTs. The teacher passes through quant_conv, so it is as wide."""
     changes: dict[str, Any] = {}
     for key, parts, weights in (
         ("encoder_model", ("encoder", "teacher"), "model"), ("decoder_model", ("decoder",), "decoder_model"),
