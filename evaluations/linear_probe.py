@@ -10,7 +10,6 @@ images to `<out>/results.json`. Interrupted, the same command continues; --eval 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -34,6 +33,7 @@ from common.errors import UserError
 from common.images import from_pixels
 from common.options import LogConfig, OptimConfig, RunConfig
 from common.paper_flags import half, joined, switch
+from common.provenance import read_provenance
 from common.shards import open_images
 from evaluations import record
 from evaluations.probe_features import Features, generator_features, tokenizer_features
@@ -232,10 +232,8 @@ def train_and_measure(config: ProbeConfig, world: World, features: Features, ima
         folder = checkpoint.resolve_folder(config.lin_probe_ckpt or config.out)
     else:
         folder = _train(config, world, features, image_size, probed)
-    classes = json.loads((folder / checkpoint.MANIFEST).read_text())["classes"]
-    data = open_images(config.val_path, image_size, crop="center")
-    if data.classes != classes:
-        raise UserError(f"{config.val_path!r} has other classes than the probe's training images; pass their val part")
+    classes = read_provenance(folder)["classes"]
+    data = open_images(config.val_path, image_size, classes=classes)
     question = {
         "job": "linear_probe", **probed, "probe": record.checkpoint(folder), "precision": config.precision,
         "files": record.files_key(data.files(len(data))),
@@ -278,7 +276,8 @@ def _train(config: ProbeConfig, world: World, features: Features, image_size: in
         return stream(data, batch_size, world.rank, world.size, config.seed, start, stop, config.num_workers)
 
     about = {**dataclasses.asdict(config), "model": {**probed, "classes": len(data.classes)}}
-    return loop.run(trainee, loader, run, config.log, world, about, {"classes": data.classes}, data.name)
+    meta = {"classes": data.classes, "data": data.facts()}
+    return loop.run(trainee, loader, run, config.log, world, about, meta, data.name)
 
 
 def _probed(config: ProbeConfig) -> dict[str, Any]:
