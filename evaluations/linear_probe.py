@@ -10,7 +10,6 @@ trains the layer on features averaged over an image's tokens, then writes its ac
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Iterable
@@ -32,6 +31,7 @@ from common.errors import UserError
 from common.images import from_pixels
 from common.options import LogConfig, OptimConfig, RunConfig
 from common.paper_flags import half, joined, switch
+from common.provenance import read_provenance
 from common.shards import open_images
 from common.trainee import Trainee
 from evaluations import harness, record
@@ -231,10 +231,8 @@ def train_and_measure(config: ProbeConfig, world: World, features: Features, ima
         folder = checkpoint.resolve_folder(config.lin_probe_ckpt or config.out)
     else:
         folder = _train(config, world, features, image_size, probed)
-    classes = json.loads((folder / checkpoint.MANIFEST).read_text())["classes"]
-    data = open_images(config.val_path, image_size, crop="center")
-    if data.classes != classes:
-        raise UserError(f"{config.val_path!r} has other classes than the probe's training images; pass their val part")
+    classes = read_provenance(folder)["classes"]
+    data = open_images(config.val_path, image_size, classes=classes)
     question = harness.question(
         config, "linear_probe", VERSION, NOT_IN_QUESTION, files=record.files_key(data.files(len(data))),
         probe=record.checkpoint(folder, "model"), tokenizer=record.checkpoint(config.vq_ckpt, config.vq_weights),
@@ -274,7 +272,8 @@ def _train(config: ProbeConfig, world: World, features: Features, image_size: in
         return stream(data, batch_size, world.rank, world.size, config.seed, start, stop, config.num_workers)
 
     about = {**dataclasses.asdict(config), "model": {**probed, "classes": len(data.classes)}}
-    return loop.run(trainee, loader, run, config.log, world, about, {"classes": data.classes}, data.name)
+    meta = {"classes": data.classes, "data": data.facts()}
+    return loop.run(trainee, loader, run, config.log, world, about, meta, data.name)
 
 
 def _probed(config: ProbeConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from common.data import ImageFolder, batches, share
 from common.errors import UserError
 from common.images import write_png
 from common.npz import PartWriter, join
+from common.numerics import numpy_generator
 from evaluations import record
 
 
