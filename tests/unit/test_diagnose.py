@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((32, 32)).save(root / "images" / f"{index}.png")
     for kind in ("hybrid_1d", "hybrid_2d"):
-        model = make(kind, init="released")
+        model = make(kind)
         settings = {"model": dataclasses.asdict(model.config)}
         checkpoint.save(root / kind, 1, {"model": model.state_dict()}, {}, settings)
     return root
@@ -69,7 +69,7 @@ def test_any_tokenizer_is_diagnosed(folder: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "1d/positions.png").size[0] > 500
     grid = diagnose(folder, "hybrid_2d", tmp_path / "2d")
     assert grid["prefixes"]["num_tokens"] == [16] and "tail_gain_mse" not in grid["summary"]
-    for words, said in ((("--every", "17"), "expected 1 to 16"), (("--frechet", "fid"), "known: fd_efficientnet")):
+    for words, said in ((("--every", "17"), "expected 1 to 16"), (("--frechet", "fid"), "expected fd_efficientnet")):
         with pytest.raises(UserError, match=said):
             diagnose(folder, "hybrid_1d", tmp_path / "x", *words)
 
