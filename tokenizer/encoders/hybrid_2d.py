@@ -20,7 +20,7 @@ class GridTransformerConfig(TransformerConfig):
 
 
 class GridTransformer(nn.Module):
-    """tokens (B,G*G,C) -> tokens (B,G*G,D); the layers read the input as memory when they are Q-former layers."""
+    """tokens (B,G*G,C) -> tokens (B,G*G,D). A Q-former layer's memory is its own input, as in GigaTok's S-S."""
 
     def __init__(self, config: GridTransformerConfig, grid: int, z_channels: int, embed_name: str):
         super().__init__()
@@ -35,12 +35,12 @@ class GridTransformer(nn.Module):
 
     def tokens(self, spatial: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Features after the last layer and, if asked for, after layer `depth` (1-based)."""
-        memory = getattr(self, self.embed_name)(self.ln_pre(spatial.flatten(2).transpose(1, 2)))
+        h = getattr(self, self.embed_name)(self.ln_pre(spatial.flatten(2).transpose(1, 2)))
         positions = self.positional_embedding.transpose(0, 1)
-        h = memory if self.qformer else memory + positions
+        h = h if self.qformer else h + positions
         inner = None
         for number, layer in enumerate(self.transformer, start=1):
-            h = layer(h, memory, positions, positions) if self.qformer else layer(h)
+            h = layer(h, h, positions, positions) if self.qformer else layer(h)
             if number == depth:
                 inner = h
         return h, inner
