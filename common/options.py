@@ -14,7 +14,7 @@ class RunConfig:
     out: str = opt(MISSING, "result folder; the same command again resumes from it")
     steps: int = opt(MISSING, "total optimizer steps; schedules refer to it")
     stop_at: int | None = opt(None, "stop (with a checkpoint) after this step; schedules still refer to run.steps")
-    resume_from: str | None = opt(None, "checkpoint of another run to continue from in a new run, e.g. for its cool-down")
+    resume_from: str | None = opt(None, "checkpoint of another run to continue from, e.g. for a cool-down")
     seed: int = opt(0, "seed of weights, data order and all randomness of a step")
     device: str = opt("auto", "auto | cpu | cuda")
     precision: str = opt("bf16", "none (fp32) | bf16 autocast; quantizer and losses stay fp32")
