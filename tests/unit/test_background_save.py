@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from common import checkpoint
-from common.saver import Saver
-from common.settings import RunConfig
+from common.checkpoint import Saver
+from common.options import RunConfig
 
 
 def test_training_on_does_not_change_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

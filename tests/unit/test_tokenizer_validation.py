@@ -18,7 +18,7 @@ from tokenizer.layout import Layout
 from tokenizer.model import Pass, View
 from tokenizer.regularizers.base import Plan
 from tokenizer.regularizers.semantic import Semantic
-from tokenizer.trainer import TokenizerTrainee
+from tokenizer.train import TokenizerTrainee
 
 CPU = World(0, 1, torch.device("cpu"))
 
