@@ -23,8 +23,10 @@ from common.dist import World
 from common.errors import UserError
 from common.guard import NotFinite
 from common.log import Averages, Logger, peak_memory_gb, trim_metrics, write_failure
+from common.numerics import attention_kernel
 from common.options import LogConfig, RunConfig
 from common.prefetch import Feed
+from common.provenance import check_resume
 from common.signals import Interrupts
 from common.trainee import Trainee
 
@@ -79,6 +81,7 @@ class _Run:
     ) -> None:
         self.trainee, self.config, self.world, self.name = trainee, config, world, name
         self.run_config, self.log_every = run_config, log.every
+        self.meta = meta or {}
         self.out = Path(config.out)
         self.last = min(config.steps, config.stop_at or config.steps)
         self.averages, self.guard = Averages(), NotFinite(config, world.rank, name)
@@ -88,6 +91,7 @@ class _Run:
         self.since, self.counted, self.save_s = time.perf_counter(), 0, 0.0
 
     def train(self, loader: Callable[[int, int], Iterable[dict[str, Tensor]]]) -> Path:
+        self.logger.say(self.describe())
         try:
             start = self.resume()
             if start >= self.last:
@@ -101,6 +105,15 @@ class _Run:
             self.logger.close()
             if self.lock:
                 self.lock.close()
+
+    def describe(self) -> str:
+        """The device and everything else that decides how fast a step is."""
+        device, config = self.world.device, self.config
+        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        return (
+            f"torch {torch.__version__}, device {name}, {self.world.size} process(es), parallel {config.parallel}, "
+            f"precision {config.precision}, attention {attention_kernel(config.precision, device)}"
+        )
 
     def steps(self, start: int, loader: Callable[[int, int], Iterable[dict[str, Tensor]]]) -> None:
         """Steps [start, last), with everything that happens between them."""
@@ -215,6 +228,8 @@ class _Run:
                 f"{str(found)!r} is of another model (its config.json differs in 'model'); "
                 "choose another --out or the config it was started with"
             )
+        if warning := check_resume(found, self.meta):
+            self.logger.say(f"warning: {warning}")
         weights, state = checkpoint.restore(found, self.trainee.weights(), self.trainee.state())
         self.trainee.load(weights, state)
         self.averages.load(state["averages"], self.world.rank, self.world.device)

@@ -178,7 +178,7 @@ class Ema:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        self.decay, self.updates = decay, 0
+        self.decay, self.updates = decay, torch.zeros((), dtype=torch.float64)
         self.module = deepcopy(module).eval().requires_grad_(False)
 
     def place(self, config: RunConfig, world: World) -> None:
@@ -187,13 +187,19 @@ class Ema:
             parallel.shard(self.module, config.precision, world)
         else:
             self.module.to(world.device)
+        self.updates = self.updates.to(world.device)
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        averaged, current = list(self.module.parameters()), list(module.parameters())
-        torch._foreach_lerp_(averaged, [p.detach() for p in current], 1 - decay)
+    def update(self, module: nn.Module, skipped: Tensor) -> None:
+        """Take in the parameters of `module`; `skipped` = 1.0 (on the device) changes nothing."""
+        taken = 1 - skipped
+        decay = ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
+        self.updates += taken
+        weight = ((1 - decay) * taken).float()
+        averaged, current = (
+            [p.to_local() if hasattr(p, "to_local") else p for p in each.parameters()] for each in (self.module, module)
+        )
+        torch._foreach_lerp_(averaged, current, [weight] * len(averaged))
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)
 

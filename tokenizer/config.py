@@ -15,7 +15,7 @@ class TokenizerConfig:
     """What a tokenizer is. Kept in every checkpoint as `model`."""
 
     image_size: int = opt(256, "side of the square images, pixels")
-    z_channels: int = opt(256, "channels of the latents that the encoder makes and, but for dino_vit, the decoder takes")
+    z_channels: int = opt(256, "channels of the encoder's latents, and except for dino_vit of the decoder's")
     layout: Layout = field(default_factory=Layout)
     encoder: dict[str, Any] = part("tokenizer.encoders:ENCODERS", "images -> latents", {"name": "hybrid_1d"})
     decoder: dict[str, Any] = part("tokenizer.decoders:DECODERS", "latents -> images", {"name": "hybrid_1d"})

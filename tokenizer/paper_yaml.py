@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import merge, read_yaml
+from common.config import merge, plain, read_yaml
 from common.errors import UserError
 
 __all__ = ["from_robustok"]
@@ -77,6 +77,7 @@ def from_robustok(raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not THEIRS & raw.keys():
         return dict(raw)
+    raw = plain(raw)
     known = {*RENAMED, *CHOICES, *ONLY, *WITHOUT_EFFECT, *TOGETHER}
     changes: dict[str, Any] = {}
     for key, value in raw.items():
@@ -145,7 +146,7 @@ def _quantizer(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _backbones(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes and pretrained weights of the ViTs. The teacher passes through the encoder's quant_conv, so it is as wide."""
+    """Sizes and pretrained weights of the ViTs. The teacher passes through quant_conv, so it is as wide."""
     changes: dict[str, Any] = {}
     for key, parts, weights in (
         ("encoder_model", ("encoder", "teacher"), "model"), ("decoder_model", ("decoder",), "decoder_model"),

@@ -43,7 +43,7 @@ def start_from(tokenizer: Tokenizer, config: BackboneConfig) -> None:
     found = {name: _vit(getattr(tokenizer, name, None)) for name in config.parts}
     wrong = [name for name, vit in found.items() if vit is None]
     if wrong:
-        raise UserError(f"backbone.parts names {', '.join(wrong)}, which is not a dino_vit here; set backbone.parts=[...]")
+        raise UserError(f"backbone.parts names {', '.join(wrong)}, which is not a dino_vit; set backbone.parts=[...]")
     for name, vit in found.items():
         patch = getattr(tokenizer.config, name)["patch"]
         given = config.model, config.weights

@@ -167,7 +167,7 @@ class TokenizerTrainee:
     def hold_codes(self) -> None:
         """With a frozen encoder side: from now on every checkpoint is held to today's codes."""
         if set(ENCODER_SIDE) <= set(self.config.freeze):
-            self.frozen_codes = FrozenCodes(self.tokenizer)
+            self.frozen_codes = FrozenCodes(self.tokenizer, self.config.run.precision)
 
     def _check_codes(self) -> None:
         if self.frozen_codes:
@@ -309,12 +309,13 @@ class TokenizerTrainee:
             else [None]
         )
         sums = {length: torch.zeros((), device=self.world.device) for length in lengths}
-        with parallel.gathered(tokenizer if self.ema else self.training_pass):
+        where = (self.config.run.precision, self.world.device)
+        with parallel.gathered(tokenizer if self.ema else self.training_pass, *where):
             for batch in batches(data, mine, 64):
                 images = from_pixels(batch["pixels"].to(self.world.device))
                 vectors = tokenizer.encode_vectors(images)
                 for length in lengths:
-                    decoded = tokenizer.decode_vectors(vectors, length).images.clamp(-1, 1)
+                    decoded = tokenizer.decode_vectors(vectors, length).images.float().clamp(-1, 1)
                     error = F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))
                     sums[length] += (10 * torch.log10(4 / error)).sum()
         self.training_pass.train()
@@ -370,7 +371,7 @@ def run(config: TrainConfig) -> None:
             return stream(data, *order, workers=given.workers)
 
         described = dataclasses.asdict(config)
-        loop.run(trainee, loader, config.run, config.log, world, described, {"classes": data.classes}, data.name)
+        loop.run(trainee, loader, config.run, config.log, world, described, {"data": data.facts()}, data.name)
 
 
 def without_data(config: TrainConfig) -> tuple[Callable[[World], TokenizerTrainee], Callable[[int], dict[str, Tensor]]]:

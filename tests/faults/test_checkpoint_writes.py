@@ -181,7 +181,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(
 
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     run(tmp_path)
-    again, _ = run(tmp_path)
+    run(tmp_path)
     assert checkpoint.newest(tmp_path).name == "0000012"
     said = (tmp_path / "log.txt").read_text()
     assert "warning: " in said and "0000005.pruned' cannot be deleted (Directory not empty)" in said

@@ -29,7 +29,7 @@ class DinoVitEncoder(nn.Module):
         super().__init__()
         self.grid = grid_of(config, image_size, layout)
         if z_channels != config.width:
-            raise UserError(f"model.z_channels={z_channels} but encoder dino_vit has width={config.width}; set them equal")
+            raise UserError(f"model.z_channels={z_channels} but the encoder has width={config.width}; set them equal")
         self.groups = config.groups
         self.latent_tokens = nn.Parameter(1e-6 * torch.randn(1, self.groups * self.grid**2, config.width))
         self.register_buffer("levels", level_ids(self.grid**2 + 1, *[self.grid**2] * self.groups))
