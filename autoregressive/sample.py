@@ -20,7 +20,7 @@ from tqdm import tqdm
 import tokenizer as tokenizers
 from autoregressive.config import DrawConfig, SampleConfig, Sampling
 from autoregressive.cuda_graph import RecordedDraw, SideQueue
-from autoregressive.fast_linears import EIGHT_BITS, pack_linears, store_in_eight_bits
+from autoregressive.fast_linears import EIGHT_BITS, store_in_eight_bits
 from autoregressive.generate import check_num_tokens, generate
 from autoregressive.guidance import Guidance
 from autoregressive.layers import KVCache, keep_caches_uncompiled
@@ -56,8 +56,6 @@ class ImageSampler:
             generator = generator.to(torch.bfloat16)
         if precision in EIGHT_BITS:
             store_in_eight_bits(generator, precision)
-        elif precision == "bf16" and device.type == "cpu":
-            pack_linears(generator)
         if compile:
             from common.parallel import compile_units  # imports FSDP, which takes time and is not needed otherwise
 

@@ -284,6 +284,7 @@ class TokenizerTrainee:
         suffix = "_adapters" if self.config.lora else ""
         checkpoint.load_into(self.tokenizer, weights(f"model{suffix}"), "model")
         optim.restore(self.optimizer, state["optimizer"])
+        self.tokenizer.quantizer.load_refresh_state(state["refresh"])
         if self.ema:
             checkpoint.load_into(self.ema.module, weights(f"ema{suffix}"), "ema")
             self.ema.updates = state["ema_updates"]

@@ -105,7 +105,7 @@ def _first_steps(rank: int, ranks: int, folder: Path, out: Path, port: int) -> N
     world = dist.init("cpu")
     found = {}
     for game, words in GAMES.items():
-        chosen = settings(folder, out, "optim.max_grad_norm=0", "model.init=released", *words)
+        chosen = settings(folder, out, "optim.max_grad_norm=0", *words)
         trainee = TokenizerTrainee(chosen, world)
         data = ImageFolder(chosen.data.root, 32, "random", True, 0)
         batch = next(iter(stream(data, 4, rank, ranks, 0, 0, 1)))
