@@ -28,6 +28,7 @@ from common.paper_flags import joined
 from common.shards import open_images
 from common.token_lines import TokenLines
 from common.trainee import Trainee
+from tokenizer.frozen_codes import codes_fingerprint
 from tokenizer.model import Tokenizer
 
 
@@ -52,36 +53,41 @@ def position_losses(
 
 
 class Source:
-    """Where codes come from: a store, or images and the tokenizer that encodes them in every step."""
+    """The training codes: a store, or images and the tokenizer that encodes them in every step."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
-        """Raises: UserError unless exactly one of data.codes and data.root is given, data.root with a tokenizer."""
+        """Raises: UserError unless exactly one of data.codes and data.root is given, data.root with a tokenizer; and
+        when the codes are not those of data.vq_ckpt."""
         data, seed = config.data, config.run.seed
         if bool(data.codes) == bool(data.root):
             raise UserError("give either a code store (--code-path) or an image folder (--data-path with --vq-ckpt)")
         self.device = world.device
         self.tokenizer: Tokenizer | None = None
         self.dataset: Dataset[dict[str, Any]]
+        self.codes_of: str | None = None
+        if data.vq_ckpt:
+            named = (data.tok_config, data.image_size)
+            tokenizer = tokenizers.load(data.vq_ckpt, data.weights, world.device, *named)
+            self.codes_of = codes_fingerprint(tokenizer)
         if data.codes:
             self.dataset = open_codes(data.codes, config.model, seed)
             self.num_tokens, self.codebook_size = self.dataset.num_tokens, self.dataset.codebook_size
-            self.tokenizer_hash = self.dataset.meta["tokenizer"]
-            stated = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt)) if data.vq_ckpt else None
-            if self.tokenizer_hash is None:  # a file of tokens does not say what made it
-                self.tokenizer_hash = stated
-            elif stated not in (None, self.tokenizer_hash):
+            recorded = self.dataset.meta.get("codes_of")
+            if None not in (recorded, self.codes_of) and recorded != self.codes_of:
                 raise UserError(f"{data.codes!r} are not codes of {data.vq_ckpt!r}; leave --vq-ckpt out")
+            self.codes_of = recorded or self.codes_of
         else:
             if not data.vq_ckpt:
                 raise UserError("images need a tokenizer to be encoded by; give --vq-ckpt RUN (data.vq_ckpt)")
-            named = (data.tok_config, data.image_size)
-            self.tokenizer = tokenizers.load(data.vq_ckpt, data.weights, world.device, *named)
-            self.num_tokens = config.model["num_tokens"] or self.tokenizer.num_tokens
-            self.codebook_size = self.tokenizer.codebook_size
-            self.tokenizer_hash = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt))
-            size = self.tokenizer.image_size
-            self.dataset = open_images(data.root, size, data.crop, data.flip, seed, data.bad_images)
+            self.tokenizer = tokenizer
+            self.num_tokens = config.model["num_tokens"] or tokenizer.num_tokens
+            self.codebook_size = tokenizer.codebook_size
+            self.dataset = open_images(data.root, tokenizer.image_size, data.crop, data.flip, seed, data.bad_images)
         self.classes = self.dataset.classes
+
+    def provenance(self) -> dict[str, Any]:
+        """What checkpoints record of the data; see `common.provenance`."""
+        return {"classes": self.classes, "codes_of": self.codes_of, "data": self.dataset.facts()}
 
     def codes(self, batch: dict[str, Tensor]) -> Tensor:
         """int64 (B, num_tokens) of a batch, on the device."""
@@ -90,9 +96,9 @@ class Source:
         return self.tokenizer.encode(from_pixels(batch["pixels"].to(self.device)))[:, : self.num_tokens]
 
     def complete(self, model: dict[str, Any]) -> dict[str, Any]:
-        """The generator's config with the numbers that the data determine.
+        """The generator's config, completed with the numbers that the data determine.
 
-        Raises: UserError if the config states other ones.
+        Raises: UserError if the config states other numbers.
         """
         known = {"codebook_size": self.codebook_size, "num_tokens": self.num_tokens, "num_classes": len(self.classes)}
         for key, value in known.items():
@@ -141,9 +147,10 @@ class GeneratorTrainee(Trainee):
     def _held_out(self) -> CodeStore:
         if not self.config.data.val_codes:
             raise UserError("run.validate_every is set but data.val_codes is not; give --val-code-path STORE")
-        store = CodeStore(self.config.data.val_codes, self.source.num_tokens)
-        if store.codebook_size != self.source.codebook_size or store.classes != self.source.classes:
-            raise UserError("data.val_codes has another codebook or other classes than the training codes")
+        store = CodeStore(self.config.data.val_codes, self.source.num_tokens, classes=self.source.classes)
+        known = (store.meta.get("codes_of"), self.source.codes_of)
+        if store.codebook_size != self.source.codebook_size or (None not in known and known[0] != known[1]):
+            raise UserError("data.val_codes are codes of another tokenizer than the training codes; extract them anew")
         return store
 
     def inputs(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, ...]:
@@ -218,9 +225,10 @@ def run(config: TrainConfig) -> None:
             order = (data.batch_size, world.rank, world.size, config.run.seed, start, stop)
             return stream(source.dataset, *order, workers=data.workers)
 
-        meta = {"classes": source.classes, "tokenizer": source.tokenizer_hash}
         described = dataclasses.asdict(config)
-        loop.run(trainee, loader, config.run, config.log, world, described, meta, source.dataset.name)
+        loop.run(
+            trainee, loader, config.run, config.log, world, described, source.provenance(), source.dataset.name
+        )
 
 
 class _NoData:

@@ -23,7 +23,7 @@ from scipy.spatial.distance import cdist
 
 from benchmarks.inception_graph import write_graph
 from benchmarks.timing import compare
-from evaluations.c2i.evaluator_torch import Evaluator, at_once
+from evaluations.c2i.evaluator_torch import Evaluator, default_batch_size
 from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.inception import InceptionGraph
 from evaluations.metrics.precision_recall import precision_recall
@@ -48,7 +48,7 @@ def evaluation(
     plain.fc = torch.nn.Identity()
     with tempfile.TemporaryDirectory() as folder:
         path = str(write_graph(Path(folder) / "graph.pb", width))
-        graph = InceptionGraph(InceptionGraph.Config(path), device)
+        graph = InceptionGraph(path, device)
         files = [Path(folder) / f"{name}.npz" for name in ("reference", "samples")]
         for file in files:
             np.savez(file, rng.integers(0, 256, (whole, 64, 64, 3), dtype=np.uint8))
@@ -66,7 +66,7 @@ def evaluation(
         f"Inception features, {images} images": compare(
             {
                 "plain": partial(_plain_features, plain, pixels),
-                "ours": lambda: [graph.features(part) for part in pixels.split(at_once(device))],
+                "ours": lambda: [graph.features(part) for part in pixels.split(default_batch_size(device))],
             },
             images, device,
         ),

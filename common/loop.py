@@ -26,6 +26,7 @@ from common.log import Averages, Logger, peak_memory_gb, trim_metrics, write_fai
 from common.numerics import attention_kernel
 from common.options import LogConfig, RunConfig
 from common.prefetch import Feed
+from common.provenance import check_resume
 from common.signals import Interrupts
 from common.trainee import Trainee
 
@@ -80,6 +81,7 @@ class _Run:
     ) -> None:
         self.trainee, self.config, self.world, self.name = trainee, config, world, name
         self.run_config, self.log_every = run_config, log.every
+        self.meta = meta or {}
         self.out = Path(config.out)
         self.last = min(config.steps, config.stop_at or config.steps)
         self.averages, self.guard = Averages(), NotFinite(config, world.rank, name)
@@ -226,6 +228,8 @@ class _Run:
                 f"{str(found)!r} is of another model (its config.json differs in 'model'); "
                 "choose another --out or the config it was started with"
             )
+        if warning := check_resume(found, self.meta):
+            self.logger.say(f"warning: {warning}")
         weights, state = checkpoint.restore(found, self.trainee.weights(), self.trainee.state())
         self.trainee.load(weights, state)
         self.averages.load(state["averages"], self.world.rank, self.world.device)

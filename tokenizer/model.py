@@ -49,7 +49,8 @@ class Tokenizer(nn.Module, HubModel):
         self.decoder = build("tokenizer.decoders:DECODERS", config.decoder, **context)
         self.quantizer = build("tokenizer.quantizers:QUANTIZERS", config.quantizer)
         self.quant_conv = nn.Conv2d(config.z_channels, self.quantizer.latent_dim, 1)
-        self.post_quant_conv = nn.Conv2d(self.quantizer.codebook_dim, config.z_channels, 1)
+        width = getattr(self.decoder, "z_channels", config.z_channels)
+        self.post_quant_conv = nn.Conv2d(self.quantizer.codebook_dim, width, 1)
         if config.teacher:
             self.teacher = build(
                 "tokenizer.teachers:TEACHERS", config.teacher, grid=self.encoder.grid, image_size=config.image_size

@@ -301,7 +301,7 @@ def run(config: TrainConfig) -> None:
             return stream(data, *order, workers=given.workers)
 
         described = dataclasses.asdict(config)
-        loop.run(trainee, loader, config.run, config.log, world, described, {"classes": data.classes}, data.name)
+        loop.run(trainee, loader, config.run, config.log, world, described, {"data": data.facts()}, data.name)
 
 
 def without_data(config: TrainConfig) -> tuple[Callable[[World], TokenizerTrainee], Callable[[int], dict[str, Tensor]]]:

@@ -14,8 +14,7 @@ from common.checkpoint import sha256
 from common.errors import UserError
 from evaluations import record
 from evaluations.c2i import evaluator_torch
-from evaluations.c2i.evaluator import UnusableError, check_pair, read_about
-from evaluations.c2i.evaluator_torch import NAMES
+from evaluations.c2i.evaluator import LINES, UnusableError, check_pair, read_about
 from evaluations.metrics.inception import graph_file
 from evaluations.record import Features, files_key
 
@@ -71,12 +70,12 @@ def parse(text: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for line in text.splitlines():
         label, colon, value = line.partition(":")
-        if colon and label.strip() in NAMES:
+        if colon and label.strip() in LINES:
             try:
-                found[NAMES[label.strip()]] = float(value)
+                found[LINES[label.strip()]] = float(value)
             except ValueError as error:
                 raise UserError(f"the evaluator wrote {line.strip()!r}; expected a number") from error
-    missing = [label for label, key in NAMES.items() if key not in found]
+    missing = [label for label, key in LINES.items() if key not in found]
     if missing:
         raise UserError(f"the evaluator's text lacks {', '.join(missing)}; evaluate again")
     return found
@@ -84,7 +83,7 @@ def parse(text: str) -> dict[str, float]:
 
 PROBE = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorflow') is None)"
 
-METRICS = (*NAMES.values(), "precision_float64", "recall_float64")
+METRICS = (*LINES.values(), "precision_float64", "recall_float64")
 
 
 def choose(engine: str, python: str) -> str:

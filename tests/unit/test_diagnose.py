@@ -69,7 +69,7 @@ def test_any_tokenizer_is_diagnosed(folder: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "1d/positions.png").size[0] > 500
     grid = diagnose(folder, "hybrid_2d", tmp_path / "2d")
     assert grid["prefixes"]["num_tokens"] == [16] and "tail_gain_mse" not in grid["summary"]
-    for words, said in ((("--every", "17"), "expected 1 to 16"), (("--frechet", "fid"), "known: fd_efficientnet")):
+    for words, said in ((("--every", "17"), "expected 1 to 16"), (("--frechet", "fid"), "expected fd_efficientnet")):
         with pytest.raises(UserError, match=said):
             diagnose(folder, "hybrid_1d", tmp_path / "x", *words)
 

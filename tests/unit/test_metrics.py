@@ -96,6 +96,20 @@ def test_precision_and_recall_do_not_depend_on_the_block_size(exact):
     assert precision_recall(a, b, exact=exact, block=17) == precision_recall(a, b, exact=exact)
 
 
+@pytest.mark.parametrize("block", [7, 4096])
+@pytest.mark.parametrize("scale", [1.0, 300.0])  # at 300 half-precision distances overflow
+@pytest.mark.parametrize("exact", [True, False])
+def test_precision_and_recall_equal_brute_force(exact, scale, block):
+    """Small integers have the same distances in every precision."""
+    rng = np.random.default_rng(4)
+    a, b = (scale * rng.integers(0, 4, (size, 6)).astype(np.float32) for size in (40, 23))
+    apart = ((a[:, None] - b[None]) ** 2).sum(axis=2)
+    radii_a, radii_b = (np.sort(((x[:, None] - x[None]) ** 2).sum(axis=2), axis=1)[:, 3] for x in (a, b))
+    found = precision_recall(a, b, exact=exact, block=block)
+    assert found.precision == (apart <= radii_a[:, None]).any(axis=0).mean()
+    assert found.recall == (apart <= radii_b[None, :]).any(axis=1).mean()
+
+
 def test_precision_and_recall_need_enough_images():
     with pytest.raises(ValueError, match="at least 4"):
         precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))

@@ -165,8 +165,8 @@ def test_the_pool_of_all_codes_makes_them_uniform() -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("--deltas", "[33]"), "deltas holds"), (("--alphas", "[1.5]"), "alphas holds"), (("--alphas", "[]"), "nothing"),
-    (("--num-tokens", "[17]"), "num-tokens holds"), (("--neighbours", "pixel"), "latent or code"),
+    (("--deltas", "[33]"), "deltas got"), (("--alphas", "[1.5]"), "alphas got"), (("--alphas", "[]"), "nothing"),
+    (("--num-tokens", "[17]"), "num-tokens got"), (("--neighbours", "pixel"), "latent or code"),
     (("--frechet", "null"), "nothing to measure"),
 ])  # fmt: skip
 def test_mistakes_are_named(made: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:

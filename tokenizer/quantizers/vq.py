@@ -43,7 +43,7 @@ class VectorQuantizer(CodeQuantizer):
         if config.l2_norm and not on_meta():
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
         if config.refresh_every:
-            chosen = torch.zeros(config.codebook_size, dtype=torch.bool)
+            chosen = torch.zeros(config.codebook_size, dtype=torch.bool, device="cpu")
             self.register_buffer("chosen", chosen, persistent=False)  # since the last refresh, by any rank
             self.candidates: list[Tensor] = []  # latents (n,e) of this step, one entry per micro-batch
 

@@ -13,9 +13,8 @@ import torch
 
 from common.errors import UserError
 from evaluations.c2i import scores
-from evaluations.c2i.evaluator_torch import TwinConfig, run
-from evaluations.metrics.graphdef import read_graph
-from evaluations.metrics.inception import InceptionGraph
+from evaluations.c2i.evaluator_torch import EvaluatorConfig, run
+from evaluations.metrics.inception import InceptionGraph, read_graph
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "golden" / "evaluator"
 if not FOLDER.is_dir():
@@ -35,7 +34,7 @@ def batch(name: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def network() -> InceptionGraph:
-    return InceptionGraph(InceptionGraph.Config(path=GRAPH))
+    return InceptionGraph(GRAPH)
 
 
 @pytest.mark.parametrize("name", ["n65", "side8_ref", "side1_ref", "side256_ref", "wide_ref", "flat_sample"])
@@ -55,16 +54,16 @@ def save(path: Path, images: np.ndarray) -> Path:
 
 def test_the_job_writes_the_five_lines(tmp_path, capsys):
     reference, samples = save(tmp_path / "ref.npz", batch("n5")), save(tmp_path / "a.npz.npz", batch("n65"))
-    figures = run(TwinConfig(gt_npz_path=str(reference), samples=str(samples), inception_path=GRAPH, device="cpu"))
+    figures = run(EvaluatorConfig(gt_npz_path=str(reference), samples=str(samples), inception_path=GRAPH, device="cpu"))
     text = (tmp_path / "a.npz.txt").read_text()
-    assert scores.parse(text) == {key: figures[key] for key in scores.NAMES.values()}
+    assert scores.parse(text) == {key: figures[key] for key in scores.LINES.values()}
     assert text in capsys.readouterr().out
     assert json.loads((tmp_path / "a.npz.json").read_text())["graph_sha256"] == figures["graph_sha256"]
 
 
 def test_a_missing_or_broken_graph_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.pb.*curl"):
-        InceptionGraph(InceptionGraph.Config(path=str(tmp_path / "gone.pb")))
+        InceptionGraph(str(tmp_path / "gone.pb"))
     whole = Path(GRAPH).read_bytes()
     for content in (b"not a graph at all", whole[: len(whole) // 2], b""):
         (tmp_path / "bad.pb").write_bytes(content)
@@ -72,4 +71,4 @@ def test_a_missing_or_broken_graph_is_named(tmp_path):
             read_graph(tmp_path / "bad.pb")
     (tmp_path / "other.pb").write_bytes(b"\x0a\x08\x0a\x01x\x12\x03Add" + struct.pack("<0s", b""))
     with pytest.raises(UserError, match="no node 'ExpandDims'"):
-        InceptionGraph(InceptionGraph.Config(path=str(tmp_path / "other.pb")))
+        InceptionGraph(str(tmp_path / "other.pb"))
