@@ -16,7 +16,7 @@ import tokenizer as tokenizers
 from autoregressive.config import TrainConfig
 from autoregressive.paper_flags import TRAIN_FLAGS
 from autoregressive.regression import RegressedGenerator
-from common import checkpoint, config, dist, loop, numerics, optim, parallel
+from common import checkpoint, config, dist, loop, numerics, optim
 from common.codes import CodeStore
 from common.config import build
 from common.data import batches, share, stream
@@ -203,17 +203,13 @@ class GeneratorTrainee(Trainee):
         if self.regressed:
             checkpoint.load_into(self.regressed.heads, weights("regression"), "regression")
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean cross-entropy per code on the held-out store, every code once, labels shown."""
-        model = self.ema.module if self.ema else self.model.eval()
+        """Mean cross-entropy per code of the held-out store, every code once, with labels."""
         mine = share(len(self.held_out), self.world.rank, self.world.size)
         size = max(1, self.config.data.batch_size // self.world.size)
         pairs = ((batch["codes"], batch["label"]) for batch in batches(self.held_out, mine, size))
-        num_tokens, precision = self.source.num_tokens, self.config.run.precision
-        with parallel.gathered(self.ema.module if self.ema else self.wrapped, precision, self.world.device):
-            losses = position_losses(model, pairs, num_tokens, precision, self.world.device)
-        self.wrapped.train()
+        with self.evaluating() as model:
+            losses = position_losses(model, pairs, self.source.num_tokens, self.run.precision, self.world.device)
         return {"val/loss": losses.mean().item()}
 
 
