@@ -144,7 +144,9 @@ class Evaluation:
 
     def question(self, guidance: Guidance, count: int) -> dict[str, Any]:
         asked = dataclasses.replace(self.config, guidance=guidance, num_images=count)
-        return harness.question(asked, "generation", VERSION, NOT_IN_QUESTION, **self._sources)
+        # The checkpoint stands under the name of the option `generator`, which is kept under another one.
+        sources = {**self._sources, "generator_config": self.config.generator}
+        return harness.question(asked, "generation", VERSION, NOT_IN_QUESTION, **sources)
 
     # ------------------------------------------------------------------------------------------ one point
 
