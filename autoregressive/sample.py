@@ -27,7 +27,7 @@ from autoregressive.layers import KVCache, keep_caches_uncompiled
 from autoregressive.models.gpt import GPT
 from autoregressive.paper_flags import SAMPLE_FLAGS
 from autoregressive.released import class_names, load_compatible
-from common import checkpoint, config, dist, npz, weight_choice
+from common import checkpoint, config, dist, npz, numerics, weight_choice
 from common.batching import in_fixed_batches
 from common.data import share
 from common.dist import World
@@ -110,7 +110,7 @@ def choose_labels(config: SampleConfig, num_classes: int) -> np.ndarray:
     if config.labels == "balanced":
         return classes[np.arange(config.num_images) % len(classes)]
     if config.labels == "uniform":
-        drawn = np.random.Generator(np.random.Philox(config.seed)).random(config.num_images)
+        drawn = numerics.numpy_generator(config.seed, "labels").random(config.num_images)
         return classes[(drawn * len(classes)).astype(np.int64)]
     raise UserError(f"labels got {config.labels!r}; expected balanced or uniform")
 

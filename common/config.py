@@ -13,8 +13,9 @@ import dataclasses
 import difflib
 import importlib
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ __all__ = [
     "parse",
     "part",
     "parts",
+    "plain",
     "read_yaml",
     "resolve",
+    "sentence",
     "type_name",
 ]
 
@@ -48,11 +51,18 @@ Alias = str | Callable[[str], list[str]]
 # ---------------------------------------------------------------------------------------------- declaring
 
 
-def opt(default: Any, help: str) -> Any:
-    """A documented field. Mutable defaults are copied for every instance."""
+def opt(
+    default: Any, help: str, choices: Sequence[str] = (), low: float | None = None, high: float | None = None
+) -> Any:
+    """A documented field. Mutable defaults are copied for every instance.
+
+    Args:
+        choices: the only texts that are accepted. low, high: inclusive bounds of a number, or of each number of a list.
+    """
+    about = {"help": help, "choices": tuple(choices), "low": low, "high": high}
     if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=about)
+    return dataclasses.field(default=default, metadata=about)
 
 
 def part(table: str, help: str, default: Mapping[str, Any] | None = None) -> Any:
@@ -119,25 +129,72 @@ def merge(base: Any, override: Any) -> Any:
     return merged
 
 
-def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file as a plain dict, its `base:` files (relative to it) merged underneath. `1e-4` is a float."""
-    path = Path(path)
+    return plain(_load(Path(path)))
+
+
+def _load(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """As `read_yaml`, with every number, boolean and null as a `Scalar`."""
     if not path.is_file():
         raise UserError(f"config file {str(path)!r} does not exist; expected a YAML file (--config FILE)")
-    if path.resolve() in _seen:
+    if path.resolve() in seen:
         raise UserError(f"config file {str(path)!r} is its own base; remove one 'base:' from the circle")
     try:
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raw = _read_text(path.read_text("utf-8-sig"))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"config file {str(path)!r} is not valid YAML: {first_line}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"config file {str(path)!r} holds a {type(raw).__name__}; expected a mapping of keys to values")
-    bases = raw.pop("base", None) or []
+        raise UserError(f"config file {str(path)!r} does not hold a mapping of keys to values")
+    bases = plain(raw.pop("base", None)) or []
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, read_yaml(path.parent / base, (*_seen, path.resolve())))
+        merged = merge(merged, _load(path.parent / base, (*seen, path.resolve())))
     return merge(merged, raw)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scalar:
+    """A YAML scalar that is not a string: its text, which an option that takes a string keeps, and its value."""
+
+    text: str
+    value: Any
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with scalars that remember their text. `1e-4` is a float, which YAML 1.1 takes for a string."""
+
+
+def _scalar(kind: str) -> Callable[[yaml.SafeLoader, yaml.ScalarNode], Scalar]:
+    construct = getattr(yaml.SafeLoader, f"construct_yaml_{kind}")
+    return lambda loader, node: Scalar(node.value, construct(loader, node))
+
+
+for _kind in ("int", "float", "bool", "null", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _scalar(_kind))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read_text(text: str) -> Any:
+    raw = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    if "${" not in text:
+        return raw
+    return OmegaConf.to_container(OmegaConf.create(plain(raw)), resolve=True)  # interpolations
+
+
+def plain(value: Any) -> Any:
+    """`value` with every `Scalar` replaced by its value."""
+    if isinstance(value, Scalar):
+        return value.value
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------------------------------------- checking
@@ -157,15 +214,14 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
             raise UserError(f"unknown key {dotted!r}{_nearest(str(key), fields)}; known here: {', '.join(fields)}")
         nested = nested_schema(schema, key)
         if nested:
-            absent = value is None and type(None) in getattr(_hints(schema)[key], "__args__", ())
+            absent = plain(value) is None and type(None) in getattr(_hints(schema)[key], "__args__", ())
             deep[key] = None if absent else resolve(nested, _mapping(value, dotted), where=dotted)
         elif {"part", "parts"} & fields[key].metadata.keys():
             deep[key] = value
         else:
-            leaves[key] = value
-    plain = {key: leaves[key] for key in leaves}
+            leaves[key] = _typed(value, _hints(schema)[key])
     try:
-        checked = OmegaConf.merge(OmegaConf.structured(_leaf_schema(schema)), plain)
+        checked = OmegaConf.merge(OmegaConf.structured(_leaf_schema(schema)), leaves)
         values = OmegaConf.to_container(checked, throw_on_missing=False)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or getattr(error, "key", "")
@@ -181,8 +237,7 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
             table = field.metadata["parts"]
             deep[name] = {
                 key: _complete(table, merge({"name": key}, {} if value is True else value), f"{dotted}.{key}")
-                for key, value in given.items()
-                if value is not None and value is not False
+                for key, value in _switched_on(given).items()
             }
         elif nested_schema(schema, name) and name not in deep:
             default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
@@ -195,7 +250,46 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
             raise UserError(
                 f"{dotted!r} is not set ({help}); give it as {dotted}=VALUE or --{name.replace('_', '-')} VALUE"
             )
+        _check_range(f"{where}.{name}" if where else name, values.get(name), fields[name].metadata)
     return schema(**values)
+
+
+def _switched_on(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts that are neither null nor false."""
+    bare = {key: plain(value) if isinstance(value, Scalar) else value for key, value in given.items()}
+    return {key: value for key, value in bare.items() if value is not None and value is not False}
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A leaf's value as its type wants it: text stays as it was written, and a leading `~` is the home folder."""
+    kinds = (hint, *getattr(hint, "__args__", ()))
+    if isinstance(value, list):
+        [inner] = [kind for kind in kinds if getattr(kind, "__origin__", None) is list] or [list[Any]]
+        return [_typed(item, inner.__args__[0]) for item in value]
+    if isinstance(value, Scalar) and str in kinds and not (value.value is None and type(None) in kinds):
+        value = value.text
+    value = plain(value)
+    if isinstance(value, str) and (value == "~" or value.startswith("~/")):
+        return os.path.expanduser(value)
+    return value
+
+
+def _check_range(dotted: str, value: Any, about: Mapping[str, Any]) -> None:
+    """Raises: UserError for a value outside the choices or bounds of its field."""
+    choices, low, high = about.get("choices"), about.get("low"), about.get("high")
+    for each in value if isinstance(value, list) else [value]:
+        if each is None or each == MISSING:
+            continue
+        if choices and each not in choices:
+            raise UserError(f"{dotted} got {each!r}; expected {', '.join(choices[:-1])} or {choices[-1]}")
+        if isinstance(each, int | float) and ((low is not None and each < low) or (high is not None and each > high)):
+            raise UserError(f"{dotted} got {each}; expected {_bounds(low, high)}")
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    return f"at least {low:g}" if low is not None else f"at most {high:g}"
 
 
 def _mapping(value: Any, dotted: str) -> Mapping[str, Any]:
@@ -285,7 +379,7 @@ def parse(
     if "--help" in argv or "-h" in argv:
         print(_help(schema, aliases, about))
         raise SystemExit(0)
-    raw: dict[str, Any] = read_yaml(default_config) if default_config else {}
+    raw: dict[str, Any] = _load(Path(default_config)) if default_config else {}
     dry_run = False
     command_line: dict[str, Any] = {}
     at = 0
@@ -300,7 +394,7 @@ def parse(
             if not equals:
                 raise UserError(f"got {word!r}; expected --flag VALUE or key=value (see --help)")
             if key == "config":
-                raw = merge(raw, respell(translate(read_yaml(value)), aliases))
+                raw = merge(raw, respell(translate(_load(Path(value))), aliases))
                 continue
             entries = _flag_entries(schema, key, value, aliases) if key in aliases else [word]
         else:
@@ -313,7 +407,7 @@ def parse(
                     value = argv[at]
                     at += 1
             if flag == "config" or (flag == "model-config" and not _is_known(schema, flag, aliases)):
-                raw = merge(raw, respell(translate(read_yaml(value)), aliases))
+                raw = merge(raw, respell(translate(_load(Path(value))), aliases))
                 continue
             entries = _flag_entries(schema, flag, value, aliases)
         for entry in entries:
@@ -331,10 +425,14 @@ def _is_known(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:
 
 def _read_entry(entry: str) -> dict[str, Any]:
     """`key.sub=value` as a mapping."""
+    dotted, _, text = entry.partition("=")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([entry]), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        value = _read_text(text) if text else ""
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {entry!r}: {str(error).splitlines()[0]}; expected key=value") from error
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value
 
 
 def respell(raw: Mapping[str, Any], aliases: Mapping[str, Alias]) -> dict[str, Any]:
@@ -423,15 +521,37 @@ def _help(schema: type, aliases: Mapping[str, Alias], about: str) -> str:
 
 
 def main(job: Callable[[], Any]) -> None:
-    """Run a job's `main`, turning a UserError into one sentence on stderr and exit code 2."""
+    """Run a job's `main`. User errors, failed file operations and a missing compiler end in one sentence and code 2."""
     try:
         job()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # what read our output, `head` perhaps, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def sentence(error: BaseException) -> str | None:
+    """The message of an error that the user can mend, or None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    # safetensors and torch.save raise errors of their own when a file cannot be written.
+    if isinstance(error, OSError) or re.search("^Error while serializing: I/O|PytorchStreamWriter failed", str(error)):
+        path = f"{filename!r}: " if (filename := getattr(error, "filename", None)) else ""
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        return (
+            f"{path}{reason}; free space, mend the permissions or choose another path, then run the same command again"
+        )
+    if re.search(r"No working C\+\+ compiler|Failed to find C compiler|find a working triton", str(error)):
+        return (
+            "torch.compile finds no working compiler; install one (g++ for the CPU, gcc and triton for CUDA) or leave "
+            "--compile (run.compile, compile) out"
+        )
+    return None

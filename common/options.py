@@ -37,12 +37,6 @@ class DataConfig:
 
     root: str = opt(MISSING, "image folder: <root>/<class>/*.png, or images directly under <root>")
     pairs: str | None = opt(None, "pair set of autoregressive.make_pairs: decode its codes, aim at the images in root")
-    unpaired: bool = opt(
-        False, "of pairs with --sigma 0: their codes are for the losses' frechet alone, the images' own for the others"
-    )
-    own_every: int = opt(
-        1, "with unpaired: every so many steps decode the images' own codes, too, at so many times their losses' weight"
-    )
     batch_size: int = opt(256, "global batch size, over all ranks")
     crop: str = opt("random", "random (short side in [size, size/0.8], random square) | center")
     flip: bool = opt(True, "mirror half of the images")
@@ -64,16 +58,13 @@ class OptimConfig:
     decay_vectors: bool = opt(
         False, "also decay biases and norms (the papers' tokenizer trainer does)"
     )
-    fan_in: int | None = opt(
-        None, "weights with more inputs than this learn at lr * fan_in / inputs; null = all at lr (the papers)"
-    )
     max_grad_norm: float = opt(1.0, "gradient norm is clipped to this; 0 = off")
     schedule: str = opt("cosine", SCHEDULES)
     warmup: int = opt(0, "steps of linear warm-up")
     warmup_lr: float | None = opt(None, "where the warm-up starts; null = lr/100")
     end_lr: float = opt(0.0, "where cosine and wsd end")
-    cooldown_fraction: float = opt(0.2, "share of the steps that wsd cools down for")
-    cooldown_shape: str = opt("sqrt", "sqrt | linear | cosine | square | a power of what is left, such as 1.5")
+    cooldown_fraction: float = opt(0.2, "fraction of the steps in which wsd cools down")
+    cooldown_shape: str = opt("sqrt", "sqrt | linear | cosine | square | an exponent of the remaining fraction")
     epoch_steps: int = opt(1, "steps per epoch, for cosine_epochs")
 
 

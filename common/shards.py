@@ -16,9 +16,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common import config
+from common import config, dist
+from common.classes import Listing
 from common.config import MISSING, opt
 from common.data import ImageFolder
 from common.errors import UserError
@@ -39,19 +42,19 @@ class ImageShards(ImageFolder):
     Raises: UserError when the index is missing or older than the shards.
     """
 
-    def _list(self) -> None:
+    def _list(self) -> Listing:
         try:
             about = json.loads((self.root / "index.json").read_text())
             self._index = np.load(self.root / "index.npy", allow_pickle=False)
-            self.paths = (self.root / "names.txt").read_text().splitlines()
+            names = (self.root / "names.txt").read_text().splitlines()
         except Exception as error:  # numpy's and JSON's readers raise many kinds for damaged files
             raise UserError(f"{str(self.root)!r} holds tar shards without an index; {_command(self.root)}") from error
         self._shards = [self.root / name for name, _ in about["shards"]]
         sizes = [path.stat().st_size if path.is_file() else None for path in self._shards]
         if sizes != [size for _, size in about["shards"]] or len(self._shards) != len(_tars(self.root)):
             raise UserError(f"the shards in {str(self.root)!r} changed since they were indexed; {_command(self.root)}")
-        self.classes, self.labels = about["classes"], self._index[:, 3].tolist()
         self._open: dict[int, int] = {}
+        return Listing(about["classes"], names, self._index[:, 3].tolist())
 
     def content(self, index: int) -> bytes:
         """The image's file as it was packed."""
@@ -81,8 +84,16 @@ class ImageShards(ImageFolder):
 
 
 def open_images(root: str | Path, *options: Any, **more: Any) -> ImageFolder:
-    """`ImageFolder` or, where there are tar shards, `ImageShards`, with the same options."""
-    return (ImageShards if _tars(Path(root)) else ImageFolder)(root, *options, **more)
+    """`ImageFolder` or, where there are tar shards, `ImageShards`, with the same options; says what was found."""
+    dataset = (ImageShards if _tars(Path(root)) else ImageFolder)(root, *options, **more)
+    if dist.rank() == 0:
+        _print_once(dataset.description)
+    return dataset
+
+
+@cache
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def pack(root: str | Path, out: str | Path, shard_mb: float = 500.0) -> Path:

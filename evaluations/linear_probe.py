@@ -10,10 +10,9 @@ trains the layer on features averaged over an image's tokens, then writes its ac
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from autoregressive.paper_flags import COMMON_FLAGS
 from autoregressive.released import load_compatible
-from common import checkpoint, config, dist, loop, numerics, optim, weight_choice
+from common import checkpoint, config, dist, loop, numerics, weight_choice
 from common.config import MISSING, opt
 from common.data import ImageFolder, share, stream
 from common.dist import World
@@ -32,7 +31,9 @@ from common.errors import UserError
 from common.images import from_pixels
 from common.options import LogConfig, OptimConfig, RunConfig
 from common.paper_flags import half, joined, switch
+from common.provenance import read_provenance
 from common.shards import open_images
+from common.trainee import Trainee
 from evaluations import harness, record
 from evaluations.probe_features import Features, generator_features, tokenizer_features
 
@@ -131,7 +132,7 @@ class Probe(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.linear = nn.Linear(width, num_classes)
-        generator = torch.Generator().manual_seed(seed)
+        generator = numerics.torch_generator(seed, "weights")
         nn.init.trunc_normal_(self.linear.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.linear.bias)
 
@@ -139,45 +140,33 @@ class Probe(nn.Module):
         return self.linear(self.norm(features))
 
 
-class ProbeTrainee:
-    """Gathers the features of all ranks' images in every step and updates the probe identically on every rank.
+class ProbeTrainee(Trainee):
+    """Trains the probe on the features of the global batch: every rank gathers them and applies the same update.
 
-    So the normalisation sees the global batch, and the probe does not depend on the number of ranks.
+    The normalisation therefore sees the global batch, and the result does not depend on the number of ranks.
     """
 
-    alarms = ()
+    def __init__(
+        self, config: ProbeConfig, run: RunConfig, schedule: OptimConfig, world: World, features: Features, classes: int
+    ) -> None:
+        super().__init__(run, schedule, world)
+        self.precision, self.features = config.precision, features
+        self.start(Probe(features.width, classes, config.seed))
 
-    def __init__(self, config: ProbeConfig, world: World, features: Features, num_classes: int, schedule: OptimConfig,
-                 steps: int) -> None:  # fmt: skip
-        self.precision, self.world, self.features = config.precision, world, features
-        self.schedule, self.steps = schedule, steps
-        self.probe = Probe(features.width, num_classes, config.seed).to(world.device)
-        self.optimizer = Lars(self.probe.parameters(), schedule.lr, schedule.weight_decay)
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module.to(self.world.device)
 
-    def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def make_optimizer(self) -> Lars:
+        return Lars(self.model.parameters(), self.schedule.lr, self.schedule.weight_decay)
+
+    def inputs(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, ...]:
         mine = read(self.features, batch["pixels"], self.precision, self.world.device)
-        features, labels = torch.cat(dist.all_gather(mine)), torch.cat(dist.all_gather(batch["label"]))
-        logits = self.probe.train()(features)
+        return torch.cat(dist.all_gather(mine)), torch.cat(dist.all_gather(batch["label"]))
+
+    def losses(self, step: int, number: int, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self.wrapped(features)
         loss = F.cross_entropy(logits, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        _, not_finite = optim.update(self.optimizer, self.schedule, step, self.steps, loss)
-        right = (logits.argmax(dim=1) == labels).float().mean()
-        return {"train/loss": loss, "train/accuracy": right, "not_finite": not_finite}
-
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        return {"model": self.probe.state_dict()}
-
-    def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict()}
-
-    def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
-        checkpoint.load_into(self.probe, weights("model"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def validate(self) -> dict[str, float]:
-        """No figures during training: the job measures the finished probe."""
-        return {}
+        return loss, {"train/loss": loss, "train/accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
 
 @torch.no_grad()
@@ -242,10 +231,8 @@ def train_and_measure(config: ProbeConfig, world: World, features: Features, ima
         folder = checkpoint.resolve_folder(config.lin_probe_ckpt or config.out)
     else:
         folder = _train(config, world, features, image_size, probed)
-    classes = json.loads((folder / checkpoint.MANIFEST).read_text())["classes"]
-    data = open_images(config.val_path, image_size, crop="center")
-    if data.classes != classes:
-        raise UserError(f"{config.val_path!r} has other classes than the probe's training images; pass their val part")
+    classes = read_provenance(folder)["classes"]
+    data = open_images(config.val_path, image_size, classes=classes)
     question = harness.question(
         config, "linear_probe", VERSION, NOT_IN_QUESTION, files=record.files_key(data.files(len(data))),
         probe=record.checkpoint(folder, "model"), tokenizer=record.checkpoint(config.vq_ckpt, config.vq_weights),
@@ -279,13 +266,14 @@ def _train(config: ProbeConfig, world: World, features: Features, image_size: in
     run = RunConfig(
         out=config.out, steps=steps, seed=config.seed, device=config.device, checkpoint_every=every, milestone_every=0
     )
-    trainee = ProbeTrainee(config, world, features, len(data.classes), schedule, steps)
+    trainee = ProbeTrainee(config, run, schedule, world, features, len(data.classes))
 
     def loader(start: int, stop: int) -> Iterable[dict[str, Tensor]]:
         return stream(data, batch_size, world.rank, world.size, config.seed, start, stop, config.num_workers)
 
     about = {**dataclasses.asdict(config), "model": {**probed, "classes": len(data.classes)}}
-    return loop.run(trainee, loader, run, config.log, world, about, {"classes": data.classes}, data.name)
+    meta = {"classes": data.classes, "data": data.facts()}
+    return loop.run(trainee, loader, run, config.log, world, about, meta, data.name)
 
 
 def _probed(config: ProbeConfig) -> dict[str, Any]:

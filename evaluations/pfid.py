@@ -28,6 +28,7 @@ from common.data import share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
+from common.numerics import numpy_generator
 from evaluations import harness, record
 from evaluations.harness import DecodingConfig, ImageSets
 from tokenizer.model import Tokenizer
@@ -276,7 +277,7 @@ def _drawn(
     seed: int, indices: np.ndarray, draw: Callable[[np.random.Generator], np.ndarray], device: torch.device
 ) -> Tensor:
     """One draw per image, which depends only on the seed and the image's number."""
-    rngs = (np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices)
+    rngs = (numpy_generator(seed, "perturbation", int(index)) for index in indices)
     return torch.from_numpy(np.stack([draw(rng) for rng in rngs])).to(device)
 
 

@@ -15,7 +15,6 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from common import config, dist
@@ -24,6 +23,7 @@ from common.data import ImageFolder, batches, share
 from common.errors import UserError
 from common.images import write_png
 from common.npz import PartWriter, join
+from common.numerics import numpy_generator
 from evaluations import record
 
 
@@ -54,7 +54,7 @@ def run(config: ReferenceConfig) -> Path:
     packed = folder.with_suffix(".npz")
     folder.mkdir(parents=True, exist_ok=True)
     # Images are read in the order of the `.npz`, so that each rank writes its part of it directly.
-    order = np.random.default_rng(config.global_seed).permutation(count)
+    order = numpy_generator(config.global_seed, "order").permutation(count)
     mine = [int(order[at]) for at in share(count, world.rank, world.size)]
     part = PartWriter(packed, world.rank)
     bar = tqdm(total=len(mine), desc="centre crops", unit="image", disable=not world.is_main, dynamic_ncols=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import autoregressive
 from autoregressive.paper_flags import COMMON_FLAGS
-from autoregressive.released import load_compatible
+from autoregressive.released import class_names, load_compatible
 from autoregressive.train import position_losses
 from common import config, dist, weight_choice
 from common.checkpoint import resolve_folder
@@ -30,6 +30,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
 from common.paper_flags import half
+from common.provenance import read_provenance
 from common.shards import open_images
 from evaluations import harness, record
 
@@ -83,19 +84,20 @@ def _run(config: ValLossConfig, world: World) -> dict[str, Any]:
     if config.code_path:
         tokenizer = None
         model = autoregressive.load(config.gpt_ckpt, config.gpt_weights, world.device)
-        dataset = CodeStore(config.code_path, model.num_tokens)
-        if dataset.codebook_size != model.codebook_size:
+        recorded = read_provenance(config.gpt_ckpt).get("codes_of")
+        dataset = CodeStore(config.code_path, model.num_tokens, classes=class_names(config.gpt_ckpt, model.num_classes))
+        same = recorded is None or dataset.meta.get("codes_of") in (None, recorded)
+        if dataset.codebook_size != model.codebook_size or not same:
             raise UserError(
-                f"code store {config.code_path!r} has a codebook of {dataset.codebook_size}, the generator one of "
-                f"{model.codebook_size}; pass codes of the tokenizer it was trained with"
+                f"code store {config.code_path!r} (codebook of {dataset.codebook_size}) was not made by the tokenizer "
+                f"that the generator (codebook of {model.codebook_size}) was trained with; pass codes of that one"
             )
     else:
         named = (config.tok_config, config.image_size)
         tokenizer = harness.load_tokenizer(config.vq_ckpt, config.vq_weights, world, *named, flag="vq-weights")
         model = load_compatible(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
-        dataset = open_images(config.data_path, tokenizer.image_size, crop="center")
-    if len(dataset.classes) > model.num_classes:
-        raise UserError(f"the images have {len(dataset.classes)} classes, the generator has {model.num_classes}")
+        names = class_names(config.gpt_ckpt, model.num_classes)
+        dataset = open_images(config.data_path, tokenizer.image_size, classes=names)
     count = min(len(dataset), config.num_images or len(dataset))
     files = [Path(config.code_path) / "codes.npy"] if config.code_path else dataset.files(count)
     question = harness.question(

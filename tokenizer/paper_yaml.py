@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import merge, read_yaml
+from common.config import merge, plain, read_yaml
 from common.errors import UserError
 
 __all__ = ["from_robustok"]
@@ -77,6 +77,7 @@ def from_robustok(raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not THEIRS & raw.keys():
         return dict(raw)
+    raw = plain(raw)
     known = {*RENAMED, *CHOICES, *ONLY, *WITHOUT_EFFECT, *TOGETHER}
     changes: dict[str, Any] = {}
     for key, value in raw.items():
@@ -145,20 +146,23 @@ def _quantizer(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _backbones(raw: Mapping[str, Any]) -> dict[str, Any]:
-    names = {raw[key] for key in ("encoder_model", "decoder_model") if key in raw}
-    if not names:
-        return {}
-    (name, *others) = names
-    size = next((VITS[size] for size in VITS if name == f"vit_{size}_patch14_dinov2.lvd142m"), None)
-    if others or size is None:
-        raise UserError(
-            f"encoder_model and decoder_model are {', '.join(sorted(names))}; expected one DINOv2 for both: "
-            f"vit_SIZE_patch14_dinov2.lvd142m with SIZE {', '.join(VITS)}"
-        )
-    sizes = dict(zip(("width", "layers", "heads"), size, strict=True))
-    changes = {f"model.{part}.{key}": n for part in ("encoder", "decoder", "teacher") for key, n in sizes.items()}
-    changes |= {"model.z_channels": size[0]}
-    return changes | ({} if raw.get("vq_ckpt") else {"backbone.model": name})
+    """Sizes and pretrained weights of the ViTs. The teacher passes through quant_conv, so it is as wide."""
+    changes: dict[str, Any] = {}
+    for key, parts, weights in (
+        ("encoder_model", ("encoder", "teacher"), "model"), ("decoder_model", ("decoder",), "decoder_model"),
+    ):  # fmt: skip
+        if key not in raw:
+            continue
+        size = next((VITS[size] for size in VITS if raw[key] == f"vit_{size}_patch14_dinov2.lvd142m"), None)
+        if size is None:
+            expected = f"vit_SIZE_patch14_dinov2.lvd142m with SIZE {', '.join(VITS)}"
+            raise UserError(f"RobusTok's {key} got {raw[key]!r}, which is not built here; expected {expected}")
+        sizes = dict(zip(("width", "layers", "heads"), size, strict=True))
+        changes |= {f"model.{part}.{name}": number for part in parts for name, number in sizes.items()}
+        changes |= {"model.z_channels": size[0]} if key == "encoder_model" else {}
+        if not raw.get("vq_ckpt") and (key == "encoder_model" or raw[key] != raw.get("encoder_model")):
+            changes[f"backbone.{weights}"] = raw[key]
+    return changes
 
 
 def _guides(raw: Mapping[str, Any]) -> dict[str, Any]:

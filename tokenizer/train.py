@@ -76,18 +76,8 @@ class TrainingPass(nn.Module):
             getattr(self.tokenizer, name).eval()
         return self
 
-    def forward(
-        self, images: Tensor, plan: Plan, codes: Tensor | None = None, unpaired: Tensor | None = None
-    ) -> Pass:
-        """codes (B,L): decode these instead of the images' own, as post-training does; unpaired (B,L): these, too."""
-        if unpaired is None:
-            return self._reconstructed(images, plan, codes)
-        vectors = self.tokenizer.vectors(unpaired)
-        done = self._reconstructed(images, plan) if plan.own else Pass([], Quantized(vectors, unpaired, {}))
-        done.unpaired = self.tokenizer.decode_vectors(vectors)
-        return done
-
-    def _reconstructed(self, images: Tensor, plan: Plan, codes: Tensor | None = None) -> Pass:
+    def forward(self, images: Tensor, plan: Plan, codes: Tensor | None = None) -> Pass:
+        """codes (B,L): decode these instead of the images' own, as post-training does."""
         tokenizer, spatial = self.tokenizer, None
         if codes is None:
             latents, spatial = tokenizer.latents(images)
@@ -131,19 +121,13 @@ class TokenizerTrainee:
 
     def __init__(self, config: TrainConfig, world: World):
         self.config, self.world = config, world
-        torch.manual_seed(config.run.seed)
+        torch.manual_seed(numerics.derive_seed(config.run.seed, "weights"))
         if config.init and config.backbone:
             raise UserError("init brings the weights of all parts, so backbone would be ignored; set backbone=null")
         if config.run.parallel == "fsdp" and config.model.quantizer.get("refresh_every"):
             raise UserError(
-                "quantizer.refresh_every moves codes in the forward pass, where fsdp has copies that it throws away; "
+                "quantizer.refresh_every moves rows of the whole codebook, which fsdp splits over the processes; "
                 "use run.parallel=ddp or quantizer.refresh_every=0"
-            )
-        nested = config.regularizers.get("nested_dropout") or {}
-        if nested.get("per_sample") and any(each.get("frechet") for each in config.losses.values()):
-            raise UserError(
-                "the losses' frechet compares reconstructions from all tokens, of which "
-                "nested_dropout.per_sample=true leaves no batch; set one of them to null or false"
             )
         self.tokenizer = Tokenizer(config.model)
         if config.init:
@@ -183,7 +167,7 @@ class TokenizerTrainee:
     def hold_codes(self) -> None:
         """With a frozen encoder side: from now on every checkpoint is held to today's codes."""
         if set(ENCODER_SIDE) <= set(self.config.freeze):
-            self.frozen_codes = FrozenCodes(self.tokenizer)
+            self.frozen_codes = FrozenCodes(self.tokenizer, self.config.run.precision)
 
     def _check_codes(self) -> None:
         if self.frozen_codes:
@@ -195,29 +179,22 @@ class TokenizerTrainee:
         """What to decode of micro-batch `number` of this process: its slice of what is drawn for the global batch."""
         slot = self.world.rank * self.config.run.accumulate + number
         plan = Plan(step, self.config.run.seed, batch_size, slot, self.config.model.layout)
-        plan.own = step % self.config.data.own_every == 0
         for regularizer in sorted(self.regularizers, key=lambda each: each.order):
             regularizer.plan(plan)
         if isinstance(plan.num_tokens, Tensor):
             plan.num_tokens = plan.num_tokens.to(self.world.device)
         return plan
 
-    def generator_losses(self, images: Tensor, plan: Plan, **codes: Tensor) -> tuple[dict[str, Tensor], Pass]:
+    def generator_losses(
+        self, images: Tensor, plan: Plan, codes: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Pass]:
         """Weighted losses by name, and the pass they come from; codes: as `TrainingPass` takes them."""
-        done: Pass = self.wrapped(images, plan, **codes)
+        done: Pass = self.wrapped(images, plan, codes)
         recons = [view.images.float() for view in done.views]
         losses: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             target = loss.target(images)
-            for view, recon in zip(done.views, recons, strict=True):
-                whole = done.unpaired is None and _from_all(view, self.tokenizer.num_tokens)
-                for term, value in loss.terms(recon, target, whole).items():
-                    losses[name + term] = losses.get(name + term, 0) + self.config.data.own_every * value
-            if done.unpaired:
-                for term, value in loss.unpaired_terms(done.unpaired.images.float(), target).items():
-                    losses[name + term] = value
-        if not done.views:
-            return losses, done
+            losses[name] = sum(loss(recon, target) for recon in recons)
         reconstruction = sum(losses.values())
         if "quantizer" not in self.config.freeze:
             losses |= done.quantized.losses
@@ -235,8 +212,8 @@ class TokenizerTrainee:
             self.frozen_codes.watch(self.tokenizer, images, self.training_pass)
         given = (images, batch["codes"]) if "codes" in batch else (images,)
         micro = parallel.micro_batches(given, config.run.accumulate)
-        # Parts that draw from the global generator (augmentation, drop path) repeat what they drew after a resume.
-        torch.manual_seed(numerics.step_generator(config.run.seed, step, self.world.rank + 8).initial_seed())
+        # Augmentation and drop path use the global generators, which are seeded so that a resume repeats the step.
+        torch.manual_seed(numerics.derive_seed(config.run.seed, "step", step, "rank", self.world.rank))
         self.optimizer.zero_grad(set_to_none=True)
         logged: dict[str, Tensor] = {}
         views: list[list[Tensor]] = []
@@ -251,12 +228,13 @@ class TokenizerTrainee:
         norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, logged["train/loss"])
         if self.ema:
             self.ema.update(self.tokenizer)
+        self.tokenizer.quantizer.refresh(self.optimizer, self.ema.module.quantizer if self.ema else None)
         logged["train/grad_norm"] = norm
         if done.quantized.codes is not None:
             logged["train/codebook_usage"] = self.tokenizer.quantizer.usage()
         if self.adversary and self.adversary.active(step):
             recons = [torch.cat(parts) for parts in zip(*views, strict=True)]
-            played = self.adversary.update(images, recons, step, config.run.steps)
+            played = self.adversary.update(images, recons, step, config.run.steps, not_finite)
             not_finite = torch.maximum(not_finite, played.pop("not_finite"))
             logged |= played
         return logged | {"not_finite": not_finite}
@@ -266,13 +244,10 @@ class TokenizerTrainee:
     ) -> tuple[dict[str, Tensor], Pass]:
         """Losses of a micro-batch by name, their sum as "loss", and the pass they come from."""
         plan = self.plan(len(images), step, number)
-        given = {}
-        if codes is not None:
-            given = {"unpaired" if self.config.data.unpaired else "codes": codes}
-        if "codes" in given and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
+        if codes is not None and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
             plan.num_tokens = _at_most(plan.num_tokens, codes.shape[1])
         with numerics.autocast(self.config.run.precision, self.world.device):
-            losses, done = self.generator_losses(images, plan, **given)
+            losses, done = self.generator_losses(images, plan, codes)
         return losses | {"loss": sum(value for name, value in losses.items() if "@" not in name)}, done
 
     def network(self) -> nn.Module:
@@ -296,27 +271,25 @@ class TokenizerTrainee:
     def state(self) -> dict[str, Any]:
         self._check_codes()
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        state["refresh"] = self.tokenizer.quantizer.refresh_state()
         if self.frozen_codes:
             state["codes_fingerprint"] = self.frozen_codes.fingerprint
         if self.ema:
             state["ema_updates"] = self.ema.updates
         if self.adversary:
             state["adversary"] = self.adversary.state()
-        state["losses"] = {name: loss.state() for name, loss in self.losses.items()}
         return state
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         suffix = "_adapters" if self.config.lora else ""
         checkpoint.load_into(self.tokenizer, weights(f"model{suffix}"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
         if self.ema:
             checkpoint.load_into(self.ema.module, weights(f"ema{suffix}"), "ema")
             self.ema.updates = state["ema_updates"]
         if self.adversary:
             checkpoint.load_into(self.adversary.module, weights("discriminator"), "discriminator")
             self.adversary.load(state["adversary"])
-        for name, gathered in state.get("losses", {}).items():
-            self.losses[name].load(gathered)
         if self.frozen_codes:
             self.frozen_codes.fingerprint = state["codes_fingerprint"]
             self._check_codes()
@@ -335,21 +308,18 @@ class TokenizerTrainee:
             else [None]
         )
         sums = {length: torch.zeros((), device=self.world.device) for length in lengths}
-        with parallel.gathered(tokenizer if self.ema else self.training_pass):
+        where = (self.config.run.precision, self.world.device)
+        with parallel.gathered(tokenizer if self.ema else self.training_pass, *where):
             for batch in batches(data, mine, 64):
                 images = from_pixels(batch["pixels"].to(self.world.device))
                 vectors = tokenizer.encode_vectors(images)
                 for length in lengths:
-                    decoded = tokenizer.decode_vectors(vectors, length).images.clamp(-1, 1)
+                    decoded = tokenizer.decode_vectors(vectors, length).images.float().clamp(-1, 1)
                     error = F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))
                     sums[length] += (10 * torch.log10(4 / error)).sum()
         self.training_pass.train()
         totals = dist.mean({str(k): v * self.world.size / len(data) for k, v in sums.items()})
         return {f"val/psnr_{length or tokenizer.num_tokens}": totals[str(length)] for length in lengths}
-
-
-def _from_all(view: View, num_tokens: int) -> bool:
-    return view.num_tokens is None or (isinstance(view.num_tokens, int) and view.num_tokens >= num_tokens)
 
 
 def _at_most(num_tokens: int | Tensor, most: int) -> int | Tensor:
@@ -359,21 +329,6 @@ def _at_most(num_tokens: int | Tensor, most: int) -> int | Tensor:
 def training_images(config: TrainConfig) -> ImageFolder:
     data, size = config.data, config.model.image_size
     return open_images(data.root, size, data.crop, data.flip, config.run.seed, data.bad_images)
-
-
-def check_unpaired(config: TrainConfig) -> None:
-    """Raises: UserError where codes that belong to no image would have no use, or leave other losses nothing to do."""
-    data = config.data
-    if data.own_every < 1 or (data.own_every > 1 and not data.unpaired):
-        raise UserError(f"data.own_every is {data.own_every}; expected 1, or more with data.unpaired=true")
-    if not data.unpaired:
-        return
-    if not data.pairs:
-        raise UserError("data.unpaired=true says how to train on pairs, and there are none; set data.pairs")
-    if not any(loss.get("frechet") for loss in config.losses.values()):
-        raise UserError("data.unpaired=true is for the losses' frechet, and none has it; set losses.perceptual.frechet")
-    if config.adversary and data.own_every > 1:
-        raise UserError("a discriminator needs reconstructions in every step; set data.own_every=1 or adversary=null")
 
 
 def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) -> None:
@@ -406,7 +361,6 @@ def run(config: TrainConfig) -> None:
         trainee = TokenizerTrainee(config, world)
         trainee.hold_codes()
         given = config.data
-        check_unpaired(config)
         data = PairFolder(given.pairs, given.root) if given.pairs else training_images(config)
         if given.pairs:
             check_pairs(config, data, trainee.tokenizer)
@@ -416,7 +370,7 @@ def run(config: TrainConfig) -> None:
             return stream(data, *order, workers=given.workers)
 
         described = dataclasses.asdict(config)
-        loop.run(trainee, loader, config.run, config.log, world, described, {"classes": data.classes}, data.name)
+        loop.run(trainee, loader, config.run, config.log, world, described, {"data": data.facts()}, data.name)
 
 
 def without_data(config: TrainConfig) -> tuple[Callable[[World], TokenizerTrainee], Callable[[int], dict[str, Tensor]]]:

@@ -137,13 +137,9 @@ class EfficientNetLite(nn.Module):
                 maps[wanted[index]] = x
         return maps
 
-    def pool(self, last: Tensor) -> Tensor:
-        """Spatial mean of the last features, from the map at stride 32: (B,C,H,W) -> (B,1280)."""
-        return F.relu6(self.head(last)).mean(dim=(2, 3))
-
     def pooled(self, images: Tensor) -> Tensor:
         """Spatial mean of the last features: (B,3,H,W) in [-1,1] -> (B,1280)."""
-        return self.pool(self.feature_maps(images, [32])[32])
+        return F.relu6(self.head(self.feature_maps(images, [32])[32])).mean(dim=(2, 3))
 
     def logits(self, images: Tensor) -> Tensor:
         """ImageNet class scores: (B,3,H,W) in [-1,1] -> (B,1000)."""

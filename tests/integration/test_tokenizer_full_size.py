@@ -20,7 +20,7 @@ from tokenizer.model import Pass
 from tokenizer.train import TokenizerTrainee
 
 ROOT = Path(__file__).parents[2]
-OTHERS = [ROOT / "configs/quickstart/tokenizer.yaml", ROOT / "configs/quickstart/decoder.yaml"]
+OTHERS = [ROOT / "configs/quickstart/tokenizer.yaml"]
 OTHERS += [*sorted((ROOT / "configs").glob("*-train.yaml")), *sorted((ROOT / "configs").glob("toy/robustok*.yaml"))]
 EVIDENCE = [path for scale in ("photos", "imagenet") for path in sorted((ROOT / "configs/evidence" / scale).glob("*"))]
 OTHERS += [path for path in EVIDENCE if path.stem != "gpt"]

@@ -33,12 +33,11 @@ SMALL = """
 model:
   image_size: 32
   z_channels: 32
-  init: fan_in
   layout: {num_tokens: 16, redundant: 8}
-  encoder: {name: hybrid_1d, cnn: {channels: 32, multipliers: [1, 1], patch: 4, blocks: 1}, transformer: {width: 32, layers: 2, heads: 2}}
+  encoder: {name: tokenizer.tiny:Tiny1dEncoder, cnn: {channels: 32, multipliers: [1, 1], patch: 4}, transformer: {width: 32, layers: 2, heads: 2}}
   decoder:
-    name: hybrid_1d
-    cnn: {channels: 32, multipliers: [1, 1], patch: 4, blocks: 1}
+    name: tokenizer.tiny:Tiny1dDecoder
+    cnn: {channels: 32, multipliers: [1, 1], patch: 4}
     transformer: {width: 32, layers: 2, heads: 2}
     semantic_head: {depth: 1, width: 112}
   quantizer: {name: vq, codebook_size: 64, entropy_weight: 0.1, refresh_every: 2}

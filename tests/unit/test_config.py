@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from common import config
 from common.config import MISSING, opt, part, parts
@@ -128,3 +130,88 @@ def test_a_job_turns_a_mistake_into_exit_code_two(capsys: pytest.CaptureFixture)
         config.main(lambda: parse("--rot", "x"))
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: unknown flag")
+
+
+@dataclass
+class Texts:
+    out: str = opt("x", "a folder")
+    maybe: str | None = opt(None, "text or nothing")
+    several: list[str] = opt([], "texts")
+    count: int = opt(1, "a number", low=1, high=9)
+    rate: float = opt(1e-3, "a rate", low=0)
+    kind: str = opt("one", "a choice", choices=("one", "two", "none"))
+
+
+@pytest.mark.parametrize("text", ["0042", "83e1204", "2e5", "1_000", "20:15", "1e3", "007", "true", "2026-11-28"])
+def test_text_options_keep_what_was_written(tmp_path, text):
+    for words in (["--out", text], [f"out={text}"], [f"--out={text}"]):
+        assert config.parse(Texts, words).out == text
+    assert config.parse(Texts, [f"maybe={text}", f"several=[{text},b]"]).several == [text, "b"]
+    (tmp_path / "c.yaml").write_text(f"out: {text}\nmaybe: {text}\nseveral: [{text}]\n")
+    found = config.parse(Texts, ["--config", str(tmp_path / "c.yaml")])
+    assert (found.out, found.maybe, found.several) == (text, text, [text])
+    assert config.parse(Texts, ["maybe=null"]).maybe is None
+
+
+def test_numbers_are_numbers_in_every_spelling(tmp_path):
+    (tmp_path / "c.yaml").write_text("rate: 1e-4\ncount: 0x5\n")
+    found = config.parse(Texts, ["--config", str(tmp_path / "c.yaml")])
+    assert (found.rate, found.count) == (1e-4, 5)
+    assert config.parse(Texts, ["rate=1.5E-3"]).rate == 1.5e-3
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "c.yaml").write_text("maybe: ~/a\nseveral: [~/b]\n")
+    found = config.parse(Texts, ["--config", str(tmp_path / "c.yaml"), "--out=~/c"])
+    assert (found.out, found.maybe, found.several) == ("/home/me/c", "/home/me/a", ["/home/me/b"])
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("count=0", "count got 0; expected 1 to 9"), ("rate=-1", "rate got -1.0; expected at least 0"),
+    ("kind=three", "kind got 'three'; expected one, two or none"),
+])  # fmt: skip
+def test_values_out_of_range_are_refused(word, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        config.parse(Texts, [word])
+
+
+def test_a_part_is_switched_off_by_false_and_on_by_true():
+    from tokenizer.config import TrainConfig
+
+    words = ["data.root=x", "run.out=y", "run.steps=1"]
+    found = config.parse(TrainConfig, [*words, "regularizers.cross_length=true", "losses.perceptual=false"])
+    assert found.regularizers["cross_length"]["min_tokens"] == 1 and set(found.losses) == {"recon"}
+    assert config.parse(TrainConfig, [*words, "regularizers.cross_length=false"]).regularizers == {}
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "out/a.png"), "'out/a.png': No space left on device; free space"),
+        (NotADirectoryError(20, "Not a directory", "file/s"), "'file/s': Not a directory; "),
+        (PermissionError(13, "Permission denied", "/root"), "'/root': Permission denied; "),
+        (OSError("truncated"), "truncated; "),
+        (RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file"), "free"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "free space"),
+        (RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx"), "--compile"),
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable."), "--compile"),
+        (UserError("a sentence"), "a sentence"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line_and_code_2(
+    error: Exception, said: str, capsys: pytest.CaptureFixture
+) -> None:
+    def job() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        config.main(job)
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2 and printed.startswith("error: ") and said in printed and printed.count("\n") == 1
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    def job() -> None:
+        raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        config.main(job)

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((32, 32)).save(root / "images" / f"{index}.png")
     for kind in ("hybrid_1d", "hybrid_2d"):
-        model = make(kind, init="released")
+        model = make(kind)
         settings = {"model": dataclasses.asdict(model.config)}
         checkpoint.save(root / kind, 1, {"model": model.state_dict()}, {}, settings)
     return root

@@ -103,11 +103,11 @@ def test_bf16_draws_from_nearly_the_same_distribution() -> None:
 
 def test_a_tokenizer_in_bf16_finds_the_same_codes_but_for_near_ties() -> None:
     vit = {"width": 64, "layers": 2, "heads": 2}
-    cnn = {"channels": 32, "multipliers": [1, 1], "blocks": 1, "patch": 2}
+    cnn = {"channels": 32, "multipliers": [1, 1], "patch": 2}
     settings = resolve(TokenizerConfig, {
-        "image_size": 32, "z_channels": 32, "layout": {"num_tokens": 64}, "init": "fan_in",
-        "encoder": {"name": "hybrid_1d", "cnn": cnn, "transformer": vit},
-        "decoder": {"name": "hybrid_1d", "cnn": cnn, "transformer": vit, "semantic_head": None},
+        "image_size": 32, "z_channels": 32, "layout": {"num_tokens": 64},
+        "encoder": {"name": "tokenizer.tiny:Tiny1dEncoder", "cnn": cnn, "transformer": vit},
+        "decoder": {"name": "tokenizer.tiny:Tiny1dDecoder", "cnn": cnn, "transformer": vit, "semantic_head": None},
         "quantizer": {"name": "vq", "codebook_size": 64},
     }, where="model")  # fmt: skip
     torch.manual_seed(0)

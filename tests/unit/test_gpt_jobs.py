@@ -447,7 +447,7 @@ def test_what_does_not_fit_is_one_sentence(made: Path, tmp_path: Path) -> None:
         (["model.num_tokens=17"], "asked for 17"),
         (["--data-path", made / "images"], "either a code store"),
         (["data.val_codes=null"], "val_codes"),
-        (["--code-path", tmp_path / "nowhere"], "no code store"),
+        (["--code-path", tmp_path / "nowhere"], "not a code store"),
         (["--gpt-model", "GPT-BB"], "GPT-BB"),
         (["--global-batch-size", "0.5"], "batch_size"),
         (["run.parallel=fsdp", "optim.muon_lr=0.02"], "whole matrices"),

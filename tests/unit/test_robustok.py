@@ -14,6 +14,7 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+import tokenizer
 from common.config import parse
 from common.dist import World
 from common.errors import UserError
@@ -26,6 +27,7 @@ from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.pretrained import check_teacher, start_from
 from tokenizer.quantizers.perturbation import anneal
+from tokenizer.released import write_released
 from tokenizer.train import TokenizerTrainee
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +140,18 @@ def test_vits_start_from_a_backbone_resampled_to_their_patches_and_grid(backbone
     assert torch.corrcoef(torch.stack(seen))[0, 1] > 0.99
 
 
+def test_encoder_and_decoder_may_have_different_widths(tmp_path: Path) -> None:
+    wide = {**SMALL["dino_vit"]["decoder"], "width": 128, "heads": 2, "layers": 2}
+    model = make("dino_vit", decoder=wide)
+    assert model.quant_conv.in_channels == 64 and model.post_quant_conv.out_channels == 128
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    decoded = model.decode(model.encode(images))
+    assert decoded.shape == images.shape
+    write_released(model, tmp_path / "released.pt")
+    again = tokenizer.load(tmp_path / "released.pt")
+    torch.testing.assert_close(again.decode(again.encode(images)), decoded, rtol=0, atol=1e-5)
+
+
 def test_a_backbone_that_is_missing_or_does_not_fit_says_what_to_do(
     backbone: BackboneConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -147,7 +161,7 @@ def test_a_backbone_that_is_missing_or_does_not_fit_says_what_to_do(
     for config, said in (
         (BackboneConfig(parts=["encoder"]), "hf download timm/vit_base_patch14_dinov2.lvd142m.*backbone=null"),
         (BackboneConfig("small_vit", str(tmp_path / "none.pt")), "none.pt"),
-        (BackboneConfig("small_vit", backbone.weights, ["quantizer"]), "quantizer, which is no dino_vit"),
+        (BackboneConfig("small_vit", backbone.weights, ["quantizer"]), "quantizer, which is not a dino_vit"),
     ):
         with pytest.raises(UserError, match=said):
             start_from(model, config)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from common.config import build, parse
+from tests.golden.fixture import read_packed
 from tokenizer.config import TrainConfig
 from tokenizer.losses import LOSSES
 from tokenizer.model import Tokenizer
@@ -16,7 +17,7 @@ from tokenizer.paper_flags import from_released, to_released
 from tokenizer.regularizers import REGULARIZERS
 
 ROOT = Path(__file__).parents[2]
-CONTRACTS = ROOT.parent / "shared/golden/contracts"
+CONTRACTS = read_packed(ROOT / "tests/golden/data/contracts.json.xz")
 CONFIGS = sorted((ROOT / "configs/vq").glob("*.yaml"))
 PARAMETERS = {
     "VQ_SS256": 136_073_227, "VQ_SB256": 232_399_627, "VQ_BL256": 621_637_131, "VQ_BL256_dino_disc": 621_637_131,
@@ -45,9 +46,9 @@ def on_meta(settings: TrainConfig) -> Tokenizer:
         return Tokenizer(settings.model)
 
 
-def contract(name: str) -> Path:
+def contract(name: str) -> dict[str, Any]:
     project = "retok" if name.endswith("_retok") else "llamagen" if name.startswith("llamagen") else "gigatok"
-    return CONTRACTS / f"{project}_{name.removesuffix('_retok').removeprefix('llamagen_')}.json"
+    return CONTRACTS[f"{project}_{name.removesuffix('_retok').removeprefix('llamagen_')}"]
 
 
 def test_every_released_tokenizer_has_a_config() -> None:
@@ -61,12 +62,11 @@ def test_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-@pytest.mark.skipif(not CONTRACTS.is_dir(), reason=f"no contracts in {CONTRACTS}")
 def test_keys_and_shapes(name: str) -> None:
     model = on_meta(read(name))
     own = model.state_dict()
     released = to_released(own, model.config.encoder["name"])
-    expected = {key: shape for key, (shape, _) in json.loads(contract(name).read_text())["keys"].items()}
+    expected = {key: shape for key, (shape, _) in contract(name)["keys"].items()}
     assert {key: list(value.shape) for key, value in released.items()} == expected
     assert from_released(released, model.config.encoder["name"]).keys() == own.keys()
 

@@ -31,13 +31,6 @@ class TransformerConfig:
     width: int = opt(512, "embedding width D")
     layers: int = opt(6, "number of layers")
     heads: int = opt(8, "attention heads")
-    outer_norms: bool = opt(
-        True, "layer norm before the first and after the last layer; without, contrast passes through (tiny models)"
-    )
-
-    def outer_norm(self, width: int) -> nn.Module:
-        """The norm of what enters or leaves the layers, if there is one."""
-        return nn.LayerNorm(width) if self.outer_norms else nn.Identity()
 
     def resolved(self) -> tuple[int, int, int]:
         """(width, layers, heads)."""
@@ -87,8 +80,8 @@ class ViTLayer(nn.Module):
 class QFormerLayer(nn.Module):
     """Pre-norm self-attention among the queries, cross-attention to a memory, MLP.
 
-    Positions are added in every layer, to queries and keys only. Source: DETR's decoder layer as GigaTok
-    uses it; spec tokenizer 1.4.
+    Positions are added in every layer, to queries and keys only. Source: DETR's decoder layer
+    (arXiv 2005.12872) as GigaTok uses it.
     """
 
     def __init__(self, width: int, heads: int):

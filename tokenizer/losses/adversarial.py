@@ -101,9 +101,10 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 
 class LeCam:
-    """Holds the discriminator's logits near their running means, which keeps it from winning outright.
+    """Regularizes the discriminator's logits towards their running means.
 
-    `update` before `penalty`. The means start as the first batch's; before `settle` steps they follow each batch.
+    Call `update` before `penalty`. The means start with the first batch's; before `settle` steps they equal each
+    batch's. The caller restores `state()` when the step is not finite.
     Source: Tseng et al. 2021; GigaTok settles 1,000 steps after the discriminator's start with decay 0.99, RobusTok
     starts its means at 0 (`mean=0.0`) with decay 0.999 from the first step.
     """
@@ -115,8 +116,6 @@ class LeCam:
     def update(self, real: Tensor, fake: Tensor, step: int = 0) -> None:
         """Take in one batch of logits, averaged over ranks."""
         means = dist.mean({"real": real.detach().mean(), "fake": fake.detach().mean()})
-        if self.real is not None and not all(map(math.isfinite, means.values())):
-            return  # this step's update will be left out; the means must not remember it for ever
         decay = self.decay if step >= self.settle and self.real is not None else 0.0
         self.real = decay * (self.real or 0.0) + (1 - decay) * means["real"]
         self.fake = decay * (self.fake or 0.0) + (1 - decay) * means["fake"]

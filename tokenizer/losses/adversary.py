@@ -1,4 +1,4 @@
-"""The adversarial game: a discriminator, its optimizer, and what the tokenizer gets from it."""
+"""Adversarial training: a discriminator, its optimizer, and the loss it gives the tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokenizer.losses.adversarial import GAMES, LeCam, adaptive_weight, gradient
 
 
 class Adversary:
-    """A GAN from step `start` on. Source: VQGAN as configured by GigaTok; spec tokenizer 3.2.
+    """A GAN from step `start` on. Source: VQGAN (Esser et al. 2021) as configured by GigaTok.
 
     Generator: weight * (adaptive weight, or 1) * sum over views of the game's loss.
     Discriminator: weight * (sum over views of the game's loss + LeCam + penalty/2 * (R1 + sum over views of R2)).
@@ -42,6 +42,7 @@ class Adversary:
         self.wrapped = parallel.replicate(self.module, world)  # too small to be worth sharding
         self.optimizer = optim.adamw(self.module, self.optim_config)
         self.lecam = LeCam(config.lecam.decay, config.lecam.settle) if config.lecam else None
+        self._keep_buffers()
 
     def active(self, step: int) -> bool:
         return step >= self.config.start
@@ -66,14 +67,21 @@ class Adversary:
         factor = adaptive_weight(reconstruction, loss, last_layer)
         return {"adversarial": self.config.weight * factor * loss, "weight@adversarial": factor}
 
-    def update(self, images: Tensor, recons: list[Tensor], step: int, steps: int) -> dict[str, Tensor]:
-        """One discriminator step on real images and the step's (detached) reconstructions."""
+    def update(
+        self, images: Tensor, recons: list[Tensor], step: int, steps: int, skip: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One discriminator step on real images and the step's (detached) reconstructions.
+
+        When it is not finite, or the tokenizer's update was skipped (`skip` = 1.0), no state of the adversary changes:
+        weights, moments, buffers and running means.
+        """
+        means = self.lecam.state() if self.lecam else None
         penalised = self.config.penalty > 0
         views = [view.detach().requires_grad_(penalised) for view in (images, *recons)]
-        # Gradients of gradients need full precision, and attention written out: fused kernels have none.
+        # Second-order gradients need full precision and unfused attention; fused kernels do not support them.
         written_out = sdpa_kernel(SDPBackend.MATH) if penalised else nullcontext()
         with autocast("none" if penalised else self.precision, self.world.device), written_out:
-            # One call each: batch norms must not mix real images and reconstructions.
+            # Separate calls: batch norms must not mix real images and reconstructions.
             logits = [self.wrapped(view).float() for view in views]
         real, fakes = logits[0], logits[1:]
         losses = {"discriminator": sum(self.game.discriminator(real, fake) for fake in fakes)}
@@ -86,18 +94,30 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
         total = self.config.weight * sum(losses.values())
         total.backward()
-        _, not_finite = optim.update(self.optimizer, self.optim_config, step - self.first, steps - self.first, total)
+        taken = (step - self.first, steps - self.first)
+        _, not_finite = optim.update(self.optimizer, self.optim_config, *taken, total, skip=skip)
+        self._keep_buffers(not_finite)
+        if self.lecam and not not_finite.is_meta and not_finite.item():
+            self.lecam.load(means)
         return {f"train/loss_{name}": self.config.weight * loss.detach() for name, loss in losses.items()} | {
             "not_finite": not_finite,
             "train/logits_real": real.detach().mean(),
             "train/logits_fake": torch.cat(fakes).detach().mean(),
         }
 
+    def _keep_buffers(self, not_finite: Tensor | None = None) -> None:
+        """Undo changes of the discriminator's buffers (batch statistics) since the last call, if `not_finite` is 1."""
+        for name, value in self.module.named_buffers():
+            if not_finite is not None:
+                value.copy_(torch.where(not_finite.bool(), self._buffers[name], value))
+        self._buffers = {name: value.clone() for name, value in self.module.named_buffers()}
+
     def state(self) -> dict[str, Any]:
-        """Everything of the game but the discriminator's weights."""
+        """All state except the discriminator's weights."""
         return {"optimizer": self.optimizer.state_dict(), "lecam": self.lecam.state() if self.lecam else None}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
+        self._keep_buffers()
         if self.lecam and state["lecam"]:
             self.lecam.load(state["lecam"])

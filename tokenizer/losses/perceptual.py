@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,8 @@ from torch import Tensor
 from common.config import opt
 from common.errors import UserError
 from common.meta import on_meta
-from common.networks.efficientnet_lite import NUM_FEATURES, EfficientNetLite
+from common.networks.efficientnet_lite import EfficientNetLite
 from common.networks.lpips import LPIPS
-from tokenizer.losses.frechet import FrechetPull
 from tokenizer.losses.pixel import ReconstructionLoss, WeightConfig
 from tokenizer.teachers import IMAGENET
 
@@ -80,56 +78,26 @@ class ConvNextLoss(ReconstructionLoss):
 
 
 class EfficientNetPerceptual(ReconstructionLoss):
-    """LPIPS's recipe without learned heads on EfficientNet-Lite0, the embedded stand-in.
-
-    From the same pass through the network comes, where it is asked for, the Frechet distance between the features of
-    all reconstructions and those of all images.
-    """
+    """LPIPS without learned heads on EfficientNet-Lite0, whose weights come with a package and need no download."""
 
     @dataclass
     class Config(WeightConfig):
-        strides: list[int] = opt([2, 4, 8], "maps compared; fewer and smaller are cheaper")
-        size: int | None = opt(None, "side that images are resized to first, pixels; null = as they are")
-        frechet: float = opt(0.0, "weight of the Frechet distance, of reconstructions from all tokens; 0 = none")
+        strides: list[int] = opt([2, 4, 8], "strides of the feature maps compared; fewer and smaller maps are cheaper")
+        size: int | None = opt(None, "side that images are resized to first, pixels; null = not resized")
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.strides, self.frechet = config.strides, config.frechet
+        self.strides = config.strides
         self.net = EfficientNetLite("lite0", config.size)
-        self.pull = FrechetPull(NUM_FEATURES) if config.frechet else None
 
-    def _features(self, images: Tensor, pooled: bool) -> tuple[list[Tensor], Tensor | None]:
-        maps = self.net.feature_maps(images, {*self.strides, 32} if pooled else self.strides)
-        compared = [F.normalize(maps[stride], dim=1) for stride in self.strides]
-        return compared, self.net.pool(maps[32]).float() if pooled else None
+    def _features(self, images: Tensor) -> list[Tensor]:
+        maps = self.net.feature_maps(images, self.strides)
+        return [F.normalize(maps[stride], dim=1) for stride in self.strides]
 
     @torch.no_grad()
-    def target(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        return self._features(images, self.pull is not None)
+    def target(self, images: Tensor) -> list[Tensor]:
+        return self._features(images)
 
-    def distance(self, recon: Tensor, target: tuple[list[Tensor], Tensor | None]) -> Tensor:
-        return self._distance(self._features(recon, pooled=False)[0], target[0])
-
-    def _distance(self, features: list[Tensor], target: list[Tensor]) -> Tensor:
-        pairs = zip(features, target, strict=True)
+    def distance(self, recon: Tensor, target: list[Tensor]) -> Tensor:
+        pairs = zip(self._features(recon), target, strict=True)
         return sum((a - b).float().square().sum(dim=1).mean() for a, b in pairs) / len(self.strides)
-
-    def terms(self, recon: Tensor, target: tuple[list[Tensor], Tensor | None], whole: bool) -> dict[str, Tensor]:
-        if self.pull is None or not whole:
-            return super().terms(recon, target, whole)
-        features, pooled = self._features(recon, pooled=True)
-        return {"": self.weight * self._distance(features, target[0]), **self._pulled(pooled, target)}
-
-    def unpaired_terms(self, images: Tensor, target: tuple[list[Tensor], Tensor | None]) -> dict[str, Tensor]:
-        return self._pulled(self.net.pooled(images).float(), target) if self.pull else {}
-
-    def _pulled(self, pooled: Tensor, target: tuple[list[Tensor], Tensor | None]) -> dict[str, Tensor]:
-        self.pull.watch(target[1], pooled)
-        return {"_frechet": self.frechet * self.pull(pooled)}
-
-    def state(self) -> dict[str, Any]:
-        return self.pull.state_dict() if self.pull else {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        if self.pull:
-            self.pull.load_state_dict(state)

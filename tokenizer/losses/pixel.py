@@ -42,24 +42,6 @@ class ReconstructionLoss(nn.Module):
     def forward(self, recon: Tensor, target: Any) -> Tensor:
         return self.weight * self.distance(recon, target)
 
-    def terms(self, recon: Tensor, target: Any, whole: bool) -> dict[str, Tensor]:
-        """Weighted scalars by what to add to the loss's name.
-
-        whole: `recon` was decoded from all of its tokens, and stands for what the tokenizer is to decode.
-        """
-        return {"": self(recon, target)}
-
-    def unpaired_terms(self, images: Tensor, target: Any) -> dict[str, Tensor]:
-        """As `terms`, for `images` that are to look like the targets', each like none of them in particular."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """What it has gathered in training so far."""
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        pass
-
 
 class L1(ReconstructionLoss):
     def distance(self, recon: Tensor, target: Tensor) -> Tensor:

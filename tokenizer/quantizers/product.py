@@ -17,7 +17,7 @@ class ProductQuantizer(Quantizer):
     """latents (B,e,P*H,W), group below group -> vectors (B,P*e,H,W) and codes (B,P*L), all of a group's side by side.
 
     Losses and use are means over the groups. The encoder makes the groups (`encoder.groups`).
-    Source: ImageFolder (Li et al. 2024), XQGAN; spec robustok 1.6.
+    Source: ImageFolder (Li et al. 2024), XQ-GAN.
     """
 
     @dataclass
@@ -41,6 +41,10 @@ class ProductQuantizer(Quantizer):
     def usage(self) -> Tensor:
         """Share of the codebooks in use lately."""
         return torch.stack([part.usage() for part in self.parts]).mean()
+
+    def refresh(self, optimizer: torch.optim.Optimizer, average: ProductQuantizer | None) -> None:
+        for index, inner in enumerate(self.parts):
+            inner.refresh(optimizer, average.parts[index] if average else None)
 
     def arrange(self, codes: Tensor, height: int, width: int) -> Tensor:
         """codes (B,P*L) -> vectors (B,P*e,H,W)."""

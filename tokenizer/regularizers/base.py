@@ -24,7 +24,6 @@ class Plan:
     `also_num_tokens`: a second view from the same codes. `shortcut`: a view straight from the CNN's map.
     `semantic`: the semantic head runs on the main view. `perturbation`: the decoder sees some wrong codes.
     `kept_scales`: int64 (B,), scales that each image keeps of a multi-scale quantizer's.
-    `own`: whether the images' own codes are decoded; codes that belong to no image are in any case.
     `guides`: functions from images to features (B,z_channels), which pass through `quant_conv` into `Pass.extra`.
     """
 
@@ -39,7 +38,6 @@ class Plan:
     semantic: bool = False
     perturbation: Perturbation | None = None
     kept_scales: Tensor | None = None
-    own: bool = True
     guides: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def generator(self, stream: int) -> torch.Generator:

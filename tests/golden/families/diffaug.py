@@ -7,7 +7,7 @@ from tokenizer.discriminators.diffaug import augment, blur
 
 
 def matches(fixture: Fixture) -> bool:
-    return fixture.kind == "tiny" and fixture.path.stem.startswith("diffaug")
+    return fixture.kind == "tiny" and "warmup_blur_schedule" in fixture.case
 
 
 def check(fixture: Fixture, report: Report) -> None:
