@@ -282,7 +282,8 @@ def _probed(config: ProbeConfig) -> dict[str, Any]:
     asked = {"num_code": config.num_code, "tokenizer": tokenizer}
     if config.gpt_ckpt:
         generator = record.checkpoint(config.gpt_ckpt, config.gpt_weights)["weights_sha256"]
-        return asked | {"generator": generator, "weights": config.gpt_weights, "layer": config.n_layer}
+        weights = {"weights": config.gpt_weights, "tokenizer_weights": config.vq_weights}
+        return asked | {"generator": generator, **weights, "layer": config.n_layer}
     return asked | {"features": config.features, "weights": config.vq_weights}
 
 

@@ -222,7 +222,7 @@ def test_both_jobs_report_fid_and_how_it_was_made(made, graph, tmp_path):
     told = made_up["protocol"]
     assert (told["labels"], told["seed"], told["guidance"]["schedule"]) == ("balanced", 0, "constant")
     assert {about["weights_sha256"] for about in told["checkpoints"].values()} == {
-        record.checkpoint(made / name)["weights_sha256"] for name in ("gpt", "vq")
+        record.checkpoint(made / name, "model")["weights_sha256"] for name in ("gpt", "vq")
     }
     # The other way round, both stop before they do anything.
     with pytest.raises(UserError, match="--split val"):
@@ -265,8 +265,8 @@ def test_search_keeps_only_what_it_still_needs(made, tmp_path, monkeypatch):
         drawn.append(len(labels))
         return draw(self, labels, *rest)
 
-    def measure(self, path, question, *_):
-        return record.write(path, question, {"metrics": {FD: (question["guidance"]["scale"] - 1.5) ** 2}})
+    def measure(self, question, *_):
+        return {"metrics": {FD: (question["guidance"]["scale"] - 1.5) ** 2}}, [], None
 
     monkeypatch.setattr(generation.ImageSampler, "codes", count)
     monkeypatch.setattr(generation.Evaluation, "_measure", measure)
@@ -327,13 +327,11 @@ def test_search_evaluates_each_point_once_and_resumes(made, tmp_path, monkeypatc
     """With a convex objective in place of the measurement, the climb ends at its optimum, coarse then full."""
     asked: list[tuple[float, int]] = []
 
-    def measure(self, path, question, samples, labels):
+    def measure(self, question, samples, labels):
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append((question["guidance"]["scale"], question["num_images"]))
-        return generation.record.write(
-            path, question, {"samples": "x", "metrics": {FD: (question["guidance"]["scale"] - 2.1) ** 2}}
-        )
+        return {"samples": "x", "metrics": {FD: (question["guidance"]["scale"] - 2.1) ** 2}}, [], None
 
     monkeypatch.setattr(generation.Evaluation, "_measure", measure)
     monkeypatch.setattr(generation.Evaluation, "_samples", lambda *_: (tmp_path / "x.npz", None))
