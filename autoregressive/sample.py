@@ -33,6 +33,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import read_image, to_pixels, write_png
 from common.npz import NpzWriter
+from common.provenance import read_provenance
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
 
@@ -161,7 +162,8 @@ def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
     packed = _packed(folder)
     if world.is_main:
         side = sampler.tokenizer.image_size
-        about = {"kind": "generation", "num_images": len(paths), **_settings(config)}
+        names = read_provenance(config.gpt_ckpt).get("classes")
+        about = {"kind": "generation", "num_images": len(paths), "class_names": names, **_settings(config)}
         writer = NpzWriter(packed, len(paths), (side, side), about)
         for path in paths:
             writer.write(np.asarray(read_image(path))[None])
