@@ -27,9 +27,9 @@ from autoregressive.paper_flags import SAMPLE_FLAGS
 from autoregressive.sample import ImageSampler, remove, sample
 from common import config, dist, npz
 from common.config import opt
+from common.containers import open_images
 from common.dist import World
 from common.errors import UserError
-from common.shards import open_images
 from evaluations import record
 from evaluations.c2i import scores
 from evaluations.c2i.evaluator import read_about

@@ -27,6 +27,7 @@ from autoregressive.paper_flags import COMMON_FLAGS
 from autoregressive.released import load_compatible
 from common import checkpoint, config, dist, loop, numerics, optim
 from common.config import MISSING, opt
+from common.containers import open_images
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
 from common.errors import UserError
@@ -34,7 +35,6 @@ from common.images import from_pixels
 from common.options import LogConfig, OptimConfig, RunConfig
 from common.paper_flags import half, joined, switch
 from common.provenance import read_provenance
-from common.shards import open_images
 from evaluations import record
 from evaluations.probe_features import Features, generator_features, tokenizer_features
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import npz
+from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.errors import UserError
 from common.images import from_pixels
-from common.shards import open_images
 from evaluations.metrics import FEATURES, linear_classifier
 from evaluations.metrics.features import Extractor, Features, extract
 from evaluations.metrics.frechet import fit, frechet_distance
