@@ -19,13 +19,13 @@ from autoregressive.regression import RegressedGenerator
 from common import checkpoint, config, dist, loop, numerics, optim, parallel
 from common.codes import CodeStore
 from common.config import build
+from common.containers import open_images
 from common.data import batches, share, stream
 from common.dist import World
 from common.errors import UserError
 from common.estimate import measure
 from common.images import from_pixels
 from common.paper_flags import joined
-from common.shards import open_images
 from common.token_lines import TokenLines
 from common.trainee import Trainee
 from tokenizer.frozen_codes import codes_fingerprint

@@ -28,7 +28,7 @@ from autoregressive.paper_flags import SAMPLE_FLAGS
 from autoregressive.sample import ImageSampler, remove, sample
 from common import config, dist, npz
 from common.config import opt
-from common.data import ImageFolder
+from common.containers import open_images
 from common.dist import World
 from common.errors import UserError
 from evaluations import harness, record
@@ -130,7 +130,8 @@ class Evaluation:
             found["generator"] = record.checkpoint(c.gpt_ckpt, c.gpt_weights)
             found["tokenizer"] = record.checkpoint(c.vq_ckpt, c.vq_weights)
         for folder in filter(None, (c.reference_path, c.held_out_path)):
-            found[folder] = record.files_key(ImageFolder(folder, 1).paths)
+            images = open_images(folder, 1)
+            found[folder] = record.files_key(images.files(len(images)))
         extractor = harness.load_extractor(c.frechet, self.world.device)
         if extractor:
             found["networks"] = {extractor.name: record.weights_key(extractor.network)}
@@ -191,7 +192,7 @@ class Evaluation:
             if self._reference is None:
                 self._reference = Reference(
                     self.config.reference_path, self.config.frechet, found.size[0], self.config.num_reference_images,
-                    self.config.held_out_path, self.world.device,
+                    self.config.held_out_path, self.world.device, read_about(samples).get("class_names"),
                 )
             metrics |= self._reference.score(samples, labels)
             folder = self.config.reference_path

@@ -25,6 +25,7 @@ from autoregressive.paper_flags import COMMON_FLAGS
 from autoregressive.released import load_compatible
 from common import checkpoint, config, dist, loop, numerics, weight_choice
 from common.config import MISSING, opt
+from common.containers import open_images
 from common.data import ImageFolder, share, stream
 from common.dist import World
 from common.errors import UserError
@@ -32,7 +33,6 @@ from common.images import from_pixels
 from common.options import LogConfig, OptimConfig, RunConfig
 from common.paper_flags import half, joined, switch
 from common.provenance import read_provenance
-from common.shards import open_images
 from common.trainee import Trainee
 from evaluations import harness, record
 from evaluations.probe_features import Features, generator_features, tokenizer_features

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import npz
+from common.containers import open_images
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import from_pixels
@@ -37,25 +38,24 @@ class Reference:
         frechet: name of the distance in `FEATURES`, e.g. "fd_efficientnet_lite2".
         num_images: at most this many, evenly spread over the folder; None = all.
         held_out_path: other images of the same classes, on which the classifier is tested.
+        classes: names of the classes in the order of the samples' labels; None = those of the folder.
 
-    Raises: UserError for an unknown name, missing folders, or held-out classes that differ.
+    Raises: UserError for an unknown name, missing folders, or classes that are not in `classes`.
     """
 
     def __init__(
         self, path: str, frechet: str, image_size: int, num_images: int | None = None, held_out_path: str | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu", classes: Sequence[str] | None = None,
     ) -> None:
         self.name, self.extractor = frechet, load_extractor(frechet, device)
-        dataset = ImageFolder(path, image_size)
+        dataset = open_images(path, image_size, classes=classes)
         self.classes = dataset.classes
         self.features, self.labels, self.mean_colours = folder_features(self.extractor, dataset, num_images)
         self.gaussian = fit(self.features.pooled)
         self.classifier = linear_classifier.fit(self.features.pooled, self.labels, len(self.classes))
         self.held_out: dict[str, float] = {}
         if held_out_path:
-            other = ImageFolder(held_out_path, image_size)
-            if other.classes != self.classes:
-                raise UserError(f"{held_out_path!r} has other classes than {path!r}; expected the same sub-folders")
+            other = open_images(held_out_path, image_size, classes=self.classes)
             features, labels, _ = folder_features(self.extractor, other, None)
             self.held_out = {
                 "probe_accuracy": self.classifier.accuracy(features.pooled, labels),

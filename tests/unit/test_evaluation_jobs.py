@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.psnr import psnr
 from evaluations.reconstruction import FLAGS, ReconstructionConfig
 from evaluations.reference import ReferenceConfig
+from evaluations.sample_metrics import Reference
 from tests import toys
 from tests.toys import read_npz
 from tokenizer.config import TokenizerConfig
@@ -307,8 +309,6 @@ def test_generation_measures_and_logs_a_point_once(made, tmp_path):
 
 
 def test_the_mean_colour_distance_is_that_of_flat_images(made, tmp_path):
-    from evaluations.sample_metrics import Reference
-
     reference = Reference(str(made / "images"), FD, 32)
     labels = np.array([0, 1, 2, 1])
     dataset = ImageFolder(made / "images", 32)
@@ -321,6 +321,16 @@ def test_the_mean_colour_distance_is_that_of_flat_images(made, tmp_path):
         features = reference.extractor(flat)[0].numpy()
     expected = frechet_distance(reference.gaussian, fit(features))
     assert reference._mean_colour_distance(labels) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_reference_labels_follow_the_samples_classes(made, tmp_path):
+    """A classifier of two of the classes, judged on the third's absence: numbers are those of the generator."""
+    shutil.copytree(made / "images", tmp_path / "some")
+    shutil.rmtree(tmp_path / "some" / "apple")
+    reference = Reference(str(tmp_path / "some"), FD, 32, classes=["apple", "bird", "cat"])
+    assert set(reference.labels) == {1, 2} and reference.classes == ["apple", "bird", "cat"]
+    with pytest.raises(UserError, match="bird"):
+        Reference(str(tmp_path / "some"), FD, 32, classes=["apple", "cat", "dog"])
 
 
 def test_search_evaluates_each_point_once_and_resumes(made, tmp_path, monkeypatch):
