@@ -13,7 +13,7 @@ class Layout:
     """`num_tokens` ordered tokens N, followed by `redundant` padding tokens M (training only).
 
     The padding tokens start as copies of the last M query tokens. GigaTok has none, ReTok 224 behind 256.
-    Source: ReTok, redundant token padding; spec tokenizer 1.11.
+    Source: ReTok, redundant token padding.
     """
 
     num_tokens: int = opt(256, "ordered tokens N per image")

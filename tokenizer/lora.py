@@ -15,7 +15,7 @@ def adapt(tokenizer: nn.Module, ranks: dict[str, int], frozen: list[str]) -> Non
     """Freeze the transformers of the parts named, but for their last norm, and give their MLPs adapters of these ranks.
 
     What a part has beside its transformer (latent tokens, level embeddings, the pixel head) goes on being trained.
-    Source: RobusTok, tuning method lora (rank 8); spec robustok 1.5.
+    Source: RobusTok, tuning method lora (rank 8).
 
     Raises: UserError for a part without a transformer or among the `frozen`, or a rank below 1.
     """

@@ -86,6 +86,11 @@ class Tokenizer(nn.Module, HubModel):
         return self.quantizer.codebook_dim
 
     @property
+    def semantic_head(self) -> nn.Module | None:
+        """The decoder's MLP that predicts a teacher's features, if it has one."""
+        return getattr(getattr(self.decoder, "transformer", None), "distill_mlp", None)
+
+    @property
     def image_size(self) -> int:
         return self.config.image_size
 

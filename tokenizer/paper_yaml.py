@@ -2,7 +2,7 @@
 
 What a file leaves out is as in configs/main-train.yaml, or configs/post-train.yaml when it names a `pair_set`. Lengths
 there are epochs, here steps: an epoch is 1,281,167 images (200,000 pairs) by the batch; `--dry-run` shows the steps.
-Source: RobusTok, xqgan_train.py and xqgan_post_train.py; spec robustok 1.8.
+Source: RobusTok, xqgan_train.py and xqgan_post_train.py.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class MultiScaleQuantizer(VectorQuantizer):
     smoothed by phi(h) = (h + conv3x3(h)) / 2; the sum of all scales is the result. vq = mean over scales of
     mean (sum so far - sg z)^2, commit = beta * the same towards z. (RobusTok's code does not divide the latter by the
     number of scales.)
-    Source: VAR (Tian et al. 2024), algorithm 1; spec robustok 1.6.
+    Source: VAR (Tian et al. 2024), algorithm 1.
     """
 
     @dataclass

@@ -1,6 +1,6 @@
 """Latent perturbation: some codes are swapped for near ones, as a generator's mistakes would.
 
-Source: RobusTok (arXiv 2503.08354), section 3; spec robustok 2.
+Source: RobusTok (arXiv 2503.08354), section 3.
 """
 
 from __future__ import annotations
