@@ -535,6 +535,7 @@ def main(job: Callable[[], Any]) -> None:
         if said is None:
             raise
         print(f"error: {said}", file=sys.stderr)
+        sys.unraisablehook = lambda _: None  # a file that could not be written fails again when it is closed
         raise SystemExit(2) from None
 
 

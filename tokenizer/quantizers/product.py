@@ -42,9 +42,11 @@ class ProductQuantizer(Quantizer):
         """Share of the codebooks in use lately."""
         return torch.stack([part.usage() for part in self.parts]).mean()
 
-    def refresh(self, optimizer: torch.optim.Optimizer, average: ProductQuantizer | None) -> None:
+    def refresh(
+        self, optimizer: torch.optim.Optimizer, average: ProductQuantizer | None, skipped: Tensor
+    ) -> None:
         for index, inner in enumerate(self.parts):
-            inner.refresh(optimizer, average.parts[index] if average else None)
+            inner.refresh(optimizer, average.parts[index] if average else None, skipped)
 
     def arrange(self, codes: Tensor, height: int, width: int) -> Tensor:
         """codes (B,P*L) -> vectors (B,P*e,H,W)."""

@@ -28,7 +28,7 @@ def check(fixture: Fixture, report: Report) -> None:
     if fixture.part in about["schedules"]:
         _library(fixture.part, about["schedules"][fixture.part], report)
     elif fixture.part == "robustok_blur_fade":
-        raise Skip("OPTIONAL: the discriminator's warm-up blur is not built: released configs fade it in a step")
+        raise Skip("OPTIONAL: the discriminator's warm-up blur is not built; released configs fade it out in one step")
     else:
         CHECKS[fixture.part](about[fixture.part], report)
 
