@@ -178,7 +178,11 @@ _Loader.add_implicit_resolver(
 
 
 def _read_text(text: str) -> Any:
-    raw = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    loader = _Loader(text)
+    try:
+        raw = loader.get_single_data()
+    finally:
+        loader.dispose()
     if "${" not in text:
         return raw
     return OmegaConf.to_container(OmegaConf.create(plain(raw)), resolve=True)  # interpolations
