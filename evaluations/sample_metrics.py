@@ -15,11 +15,11 @@ from common.containers import open_images
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import from_pixels
+from evaluations.c2i.evaluator import inception_score
 from evaluations.harness import load_extractor, spread, visit
 from evaluations.metrics import linear_classifier
 from evaluations.metrics.features import Extractor, Features, extract
 from evaluations.metrics.frechet import fit, frechet_distance
-from evaluations.metrics.inception_score import inception_score
 from evaluations.metrics.precision_recall import precision_recall
 
 __all__ = ["Reference", "folder_features"]

@@ -8,13 +8,12 @@ Source: RobusTok, xqgan_train.py and xqgan_post_train.py.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.config import merge, plain, read_yaml
-from common.errors import UserError
+from common.errors import UserError, nearest
 
 __all__ = ["from_robustok"]
 
@@ -83,8 +82,7 @@ def from_robustok(raw: Mapping[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
-            near = "".join(f" (did you mean {name!r}?)" for name in difflib.get_close_matches(key, known, n=1))
-            raise UserError(f"unknown key {key!r} in a RobusTok config{near}")
+            raise UserError(f"unknown key {key!r} in a RobusTok config{nearest(key, known)}")
         if value is None:
             continue
         if key in RENAMED:

@@ -91,7 +91,7 @@ GAMES = {
         "model.encoder={name: dino_vit, width: 112, layers: 2, heads: 2, patch: 8}", "model.z_channels=112",
         "model.decoder={name: dino_vit, width: 112, layers: 2, heads: 2, patch: 8}", "model.layout.redundant=0",
         "regularizers={nested_dropout: null, semantic: null, shortcut: null}",
-        "regularizers.perturbation={beta: 0.5, delta: 9}", "regularizers.contrastive.teacher.name=efficientnet_lite0",
+        "regularizers.perturbation={beta: 0.9, delta: 9}", "regularizers.contrastive.teacher.name=efficientnet_lite0",
     ),
 }  # fmt: skip
 
