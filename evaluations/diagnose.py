@@ -23,7 +23,8 @@ from tqdm import tqdm
 import tokenizer as tokenizers
 from common import config, dist
 from common.config import MISSING, build, opt, part
-from common.data import ImageFolder, batches, share
+from common.containers import open_images
+from common.data import batches, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
@@ -64,7 +65,7 @@ def run(config: DiagnoseConfig) -> dict[str, Any]:
 def _run(config: DiagnoseConfig, world: World, tokenizer: Tokenizer) -> dict[str, Any]:
     if config.frechet and config.frechet not in FEATURES:
         raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
-    dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
+    dataset = open_images(config.data_path, tokenizer.image_size)
     count = min(len(dataset), config.num_images or len(dataset))
     if count < 2:
         raise UserError(f"--num-images leaves {count} image; expected at least 2, entropy is over images")

@@ -26,7 +26,8 @@ import tokenizer as tokenizers
 from autoregressive.paper_flags import COMMON_FLAGS
 from common import config, dist
 from common.config import opt
-from common.data import ImageFolder, batches, share
+from common.containers import open_images
+from common.data import batches, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
@@ -73,9 +74,9 @@ def _run(config: PfidConfig, world: World) -> dict[str, Any]:
     if config.frechet and config.frechet not in FEATURES:
         raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
     cells = make_cells(config, tokenizer)
-    dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
+    dataset = open_images(config.data_path, tokenizer.image_size)
     count = min(len(dataset), config.num_images or len(dataset))
-    question = _question(config, dataset.paths[:count], cells)
+    question = _question(config, dataset.files(count), cells)
     earlier = dist.gather_objects(record.read_current(path, question))[0]
     if earlier is not None:
         if world.is_main:

@@ -24,7 +24,8 @@ from autoregressive.paper_flags import COMMON_FLAGS
 from common import config, dist
 from common.batching import in_fixed_batches
 from common.config import build, opt, part
-from common.data import ImageFolder, batches, share
+from common.containers import open_images
+from common.data import batches, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels, write_png
@@ -84,12 +85,12 @@ def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:
     tokenizer = tokenizers.load(config.vq_ckpt, config.weights, world.device, config.model_config, config.image_size)
     _check(config, tokenizer)
     lengths = sorted(set(config.num_tokens)) or [tokenizer.num_tokens]
-    dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
+    dataset = open_images(config.data_path, tokenizer.image_size)
     count = min(len(dataset), config.num_images or len(dataset))
     if config.frechet and count < 2:
         raise UserError(f"--frechet compares distributions; got {count} image, expected at least 2 (--num-images)")
     networks = Networks.build(config, world)
-    question = _question(config, dataset.paths[:count], lengths, networks)
+    question = _question(config, dataset.files(count), lengths, networks)
     earlier = dist.gather_objects(record.read_current(out / "results.json", question))[0]
     if earlier is not None:
         if world.is_main:
