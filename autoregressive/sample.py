@@ -34,6 +34,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import read_image, to_pixels, write_png
 from common.npz import NpzWriter, PartWriter
+from common.provenance import read_provenance
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
 
@@ -124,7 +125,8 @@ def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
     labels = choose_labels(config, sampler.generator.num_classes)
     paths = _paths(folder, labels, config, sampler.generator.num_classes)
     settings = _settings(config)
-    about = {"kind": "generation", "num_images": len(paths), **settings}
+    names = read_provenance(config.gpt_ckpt).get("classes")
+    about = {"kind": "generation", "num_images": len(paths), "class_names": names, **settings}
     if world.is_main:
         _claim(folder, settings)
         for parent in {path.parent for path in paths} if config.png else ():

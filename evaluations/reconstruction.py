@@ -157,7 +157,8 @@ class Measurement:
                 decoded = in_fixed_batches(self.tokenizer.decode, codes[:, :k]).float()
             rounded_pixels = to_pixels(decoded)
             rounded = from_pixels(torch.from_numpy(rounded_pixels)).to(images.device)
-            psnrs, ssims = psnr(rounded, images, data_range=2.0), ssim(rounded, images, 2.0, 4.0)
+            # SSIM's luminance term depends on the offset of the values: it is defined for images in [0,1].
+            psnrs, ssims = psnr(rounded, images, 2.0), ssim((rounded + 1) / 2, (images + 1) / 2, 1.0, 2.0)
             measured = {"psnr": psnrs, "ssim": ssims[0], "ssim_data_range_2": ssims[1]}
             if self.perceptual is not None:
                 # As in the papers, LPIPS takes the decoder's output before it is rounded to 8 bits.

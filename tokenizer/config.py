@@ -17,6 +17,9 @@ class TokenizerConfig:
     image_size: int = opt(256, "side of the square images, pixels")
     z_channels: int = opt(256, "channels of the encoder's latents, and except for dino_vit of the decoder's")
     layout: Layout = field(default_factory=Layout)
+    init: str = opt(
+        "released", "initial weights: deviation 0.02 as released, or fan-in scale", choices=("released", "fan_in")
+    )
     encoder: dict[str, Any] = part("tokenizer.encoders:ENCODERS", "images -> latents", {"name": "hybrid_1d"})
     decoder: dict[str, Any] = part("tokenizer.decoders:DECODERS", "latents -> images", {"name": "hybrid_1d"})
     quantizer: dict[str, Any] = part("tokenizer.quantizers:QUANTIZERS", "latents -> codes", {"name": "vq"})

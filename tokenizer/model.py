@@ -13,6 +13,7 @@ from common.hub import HubModel
 from tokenizer.config import TokenizerConfig
 from tokenizer.decoders.hybrid_1d import DecoderFeatures
 from tokenizer.quantizers.base import NO_CODES, Quantized
+from tokenizer.tiny import init_fan_in
 
 
 @dataclass
@@ -47,6 +48,9 @@ class Tokenizer(nn.Module, HubModel):
         context = {"image_size": config.image_size, "z_channels": config.z_channels, "layout": config.layout}
         self.encoder = build("tokenizer.encoders:ENCODERS", config.encoder, **context)
         self.decoder = build("tokenizer.decoders:DECODERS", config.decoder, **context)
+        if config.init == "fan_in":
+            for part in (self.encoder, self.decoder):
+                init_fan_in(part)
         self.quantizer = build("tokenizer.quantizers:QUANTIZERS", config.quantizer)
         self.quant_conv = nn.Conv2d(config.z_channels, self.quantizer.latent_dim, 1)
         width = getattr(self.decoder, "z_channels", config.z_channels)

@@ -1,33 +1,25 @@
 """Small parts that learn within minutes on a CPU. Only toy configurations and studies use them.
 
-They differ from the released parts in four ways: images are folded into patches before the first convolution, there is
-one residual block per level and no group norm, weights start at fan-in scale, and the 1D decoder's queries start from
-the tokens of their blocks. A config names them by module and class, such as `tokenizer.tiny:Tiny1dEncoder`.
+They differ from the released parts in three ways: one residual block per level and no group norm, weights that start at
+fan-in scale, and queries of the 1D decoder that start from the tokens of their blocks. A config names them by module
+and class, such as `tokenizer.tiny:Tiny1dEncoder`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.config import opt
 from tokenizer.decoders.cnn import CnnDecoder, CnnDecoderConfig
 from tokenizer.decoders.hybrid_1d import Hybrid1dDecoder, QFormerDecoder
 from tokenizer.encoders.cnn import CnnConfig, CnnEncoder
 from tokenizer.encoders.hybrid_1d import Hybrid1dEncoder
 from tokenizer.layers.query_init import multi_level_pooling
-from tokenizer.layers.resnet import ResBlock, depth_to_space
+from tokenizer.layers.resnet import ResBlock
 from tokenizer.layers.transformer import Attention, QFormerLayer
 from tokenizer.layout import Layout
-
-
-def space_to_depth(x: Tensor, block: int) -> Tensor:
-    """(B,C,H,W) -> (B, block^2*C, H/block, W/block), the inverse of `depth_to_space`."""
-    b, c, h, w = x.shape
-    x = x.reshape(b, c, h // block, block, w // block, block)
-    return x.permute(0, 3, 5, 1, 2, 4).reshape(b, block**2 * c, h // block, w // block)
 
 
 def init_fan_in(module: nn.Module) -> None:
@@ -52,64 +44,32 @@ def init_fan_in(module: nn.Module) -> None:
             nn.init.zeros_(layer.linear2.weight)
 
 
-@dataclass
-class Patched:
-    """Options of both small CNNs."""
-
-    patch: int = opt(4, "pixels per side of the patches that are folded into channels")
-
-    @property
-    def stride(self) -> int:
-        """Pixels per side of one latent position."""
-        return self.patch * super().stride
-
-
 class TinyCnnEncoder(CnnEncoder):
-    """images (B,3,H,W) -> map (B,z_channels,H/stride,W/stride)."""
+    """`cnn` without group norm, one residual block per level."""
 
     blocks_per_level, norm = 1, nn.Identity
 
-    @dataclass
-    class Config(Patched, CnnConfig):
-        pass
-
-    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout | None = None):
-        super().__init__(config, image_size, z_channels, channels_in=3 * config.patch**2)
-        self.patch = config.patch
+    def __init__(self, config: CnnConfig, image_size: int, z_channels: int, layout: Layout | None = None):
+        super().__init__(config, image_size, z_channels)
         init_fan_in(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(space_to_depth(images, self.patch))
 
 
 class TinyCnnDecoder(CnnDecoder):
-    """map (B,z_channels,G,G) -> images (B,3,G*stride,G*stride)."""
+    """`cnn` without group norm, one residual block per level."""
 
     blocks_per_level, norm = 1, nn.Identity
 
-    @dataclass
-    class Config(Patched, CnnDecoderConfig):
-        pass
-
-    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout | None = None):
-        super().__init__(config, image_size, z_channels, channels_out=3 * config.patch**2)
-        self.patch = config.patch
+    def __init__(self, config: CnnDecoderConfig, image_size: int, z_channels: int, layout: Layout | None = None):
+        super().__init__(config, image_size, z_channels)
         init_fan_in(self)
-
-    def forward(self, latents: Tensor) -> Tensor:
-        return depth_to_space(super().forward(latents), self.patch)
 
 
 class Tiny1dEncoder(Hybrid1dEncoder):
     """`hybrid_1d` with the small CNN."""
 
-    @dataclass
-    class Config(Hybrid1dEncoder.Config):
-        cnn: TinyCnnEncoder.Config = field(default_factory=TinyCnnEncoder.Config)
-
     cnn_class = TinyCnnEncoder
 
-    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
+    def __init__(self, config: Any, image_size: int, z_channels: int, layout: Layout):
         super().__init__(config, image_size, z_channels, layout)
         init_fan_in(self)
 
@@ -134,12 +94,8 @@ class BlockQueryDecoder(QFormerDecoder):
 class Tiny1dDecoder(Hybrid1dDecoder):
     """`hybrid_1d` with the small CNN and block queries."""
 
-    @dataclass
-    class Config(Hybrid1dDecoder.Config):
-        cnn: TinyCnnDecoder.Config = field(default_factory=TinyCnnDecoder.Config)
-
     cnn_class, transformer_class = TinyCnnDecoder, BlockQueryDecoder
 
-    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
+    def __init__(self, config: Any, image_size: int, z_channels: int, layout: Layout):
         super().__init__(config, image_size, z_channels, layout)
         init_fan_in(self)

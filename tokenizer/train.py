@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common import checkpoint, config, dist, loop, numerics
 from common.config import build, lookup
+from common.containers import open_images
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
 from common.errors import UserError
@@ -21,7 +22,6 @@ from common.guard import Alarm
 from common.images import from_pixels
 from common.pairs import PairFolder
 from common.paper_flags import joined
-from common.shards import open_images
 from common.trainee import Trainee
 from tokenizer import load_weights
 from tokenizer.config import TrainConfig

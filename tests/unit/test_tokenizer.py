@@ -10,11 +10,10 @@ from common.config import build, resolve
 from common.errors import UserError
 from tokenizer.config import TokenizerConfig
 from tokenizer.layers.query_init import multi_level_pooling
-from tokenizer.layers.resnet import AdaptiveGroupNorm, GroupNorm, depth_to_space
+from tokenizer.layers.resnet import AdaptiveGroupNorm, GroupNorm, depth_to_space, space_to_depth
 from tokenizer.layers.transformer import Attention
 from tokenizer.model import Tokenizer
 from tokenizer.quantizers.vq import VectorQuantizer, rotate
-from tokenizer.tiny import space_to_depth
 
 CNN = {"channels": 32, "multipliers": [1, 1, 1, 1]}
 TINY = {"channels": 32, "multipliers": [1, 1], "patch": 4}

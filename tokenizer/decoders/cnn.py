@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from common.config import opt
 from tokenizer.encoders.cnn import CnnConfig, conv_level, middle, run_level
-from tokenizer.layers.resnet import AdaptiveGroupNorm, GroupNorm, UpsampleDepthToSpace, UpsampleNearest, init_weights
+from tokenizer.layers.resnet import (
+    AdaptiveGroupNorm,
+    GroupNorm,
+    UpsampleDepthToSpace,
+    UpsampleNearest,
+    depth_to_space,
+    init_weights,
+)
 from tokenizer.layout import Layout
 
 
@@ -30,15 +37,9 @@ class CnnDecoder(nn.Module):
     blocks_per_level = 3
     norm: Callable[[int], nn.Module] = GroupNorm
 
-    def __init__(
-        self,
-        config: CnnDecoderConfig,
-        image_size: int,
-        z_channels: int,
-        layout: Layout | None = None,
-        channels_out: int = 3,
-    ):
+    def __init__(self, config: CnnDecoderConfig, image_size: int, z_channels: int, layout: Layout | None = None):
         super().__init__()
+        self.patch, blocks = config.patch, config.blocks or self.blocks_per_level
         widths = [config.channels * m for m in config.multipliers]
         width = widths[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
@@ -49,12 +50,12 @@ class CnnDecoder(nn.Module):
             if config.adaptive_norm:
                 self.adaptive.append(AdaptiveGroupNorm(z_channels, width))
             attention = config.attention and level == len(widths) - 1
-            self.conv_blocks.append(conv_level(width, out, self.blocks_per_level, attention, self.norm))
+            self.conv_blocks.append(conv_level(width, out, blocks, attention, self.norm))
             width = out
             if level > 0:
                 self.conv_blocks[-1].upsample = upsample(width)
         self.norm_out = self.norm(width)
-        self.conv_out = nn.Conv2d(width, channels_out, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, 3 * config.patch**2, 3, padding=1)
         init_weights(self)
 
     @property
@@ -72,4 +73,5 @@ class CnnDecoder(nn.Module):
             h = run_level(block, h)
             if hasattr(block, "upsample"):
                 h = block.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return depth_to_space(h, self.patch) if self.patch > 1 else h

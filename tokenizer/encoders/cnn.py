@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
-from tokenizer.layers.resnet import AttnBlock, Downsample, GroupNorm, ResBlock, init_weights
+from tokenizer.layers.resnet import AttnBlock, Downsample, GroupNorm, ResBlock, init_weights, space_to_depth
 from tokenizer.layout import Layout
 
 
@@ -20,11 +20,13 @@ class CnnConfig:
     channels: int = opt(128, "base width")
     multipliers: list[int] = opt([1, 1, 2, 2, 4], "width of each level over the base; each level halves the resolution")
     attention: bool = opt(False, "self-attention at the coarsest level (LlamaGen: true)")
+    patch: int = opt(1, "pixels per side folded into channels first; 1 in every released model, more is cheaper", low=1)
+    blocks: int | None = opt(None, "residual blocks per level; null = 2 (encoder) or 3 (decoder), as released", low=1)
 
     @property
     def stride(self) -> int:
         """Pixels per side of one latent position."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.patch * 2 ** (len(self.multipliers) - 1)
 
 
 class CnnEncoder(nn.Module):
@@ -35,18 +37,16 @@ class CnnEncoder(nn.Module):
     blocks_per_level = 2
     norm: Callable[[int], nn.Module] = GroupNorm
 
-    def __init__(
-        self, config: CnnConfig, image_size: int, z_channels: int, layout: Layout | None = None, channels_in: int = 3
-    ):
+    def __init__(self, config: CnnConfig, image_size: int, z_channels: int, layout: Layout | None = None):
         super().__init__()
-        self.grid = image_size // config.stride
-        width = config.channels
-        self.conv_in = nn.Conv2d(channels_in, width, 3, padding=1)
+        self.grid, self.patch = image_size // config.stride, config.patch
+        width, blocks = config.channels, config.blocks or self.blocks_per_level
+        self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1)
         self.conv_blocks = nn.ModuleList()
         for level, multiplier in enumerate(config.multipliers, start=1):
             last = level == len(config.multipliers)
             out = config.channels * multiplier
-            self.conv_blocks.append(conv_level(width, out, self.blocks_per_level, config.attention and last, self.norm))
+            self.conv_blocks.append(conv_level(width, out, blocks, config.attention and last, self.norm))
             width = out
             if not last:
                 self.conv_blocks[-1].downsample = Downsample(width)
@@ -56,7 +56,7 @@ class CnnEncoder(nn.Module):
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        h = self.conv_in(images)
+        h = self.conv_in(space_to_depth(images, self.patch) if self.patch > 1 else images)
         for block in self.conv_blocks:
             h = run_level(block, h)
             if hasattr(block, "downsample"):

@@ -91,6 +91,13 @@ class UpsampleDepthToSpace(nn.Module):
         return depth_to_space(self.conv1(x), 2)
 
 
+def space_to_depth(x: Tensor, block: int) -> Tensor:
+    """(B,C,H,W) -> (B, block^2*C, H/block, W/block), the inverse of `depth_to_space`."""
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // block, block, w // block, block)
+    return x.permute(0, 3, 5, 1, 2, 4).reshape(b, block**2 * c, h // block, w // block)
+
+
 def depth_to_space(x: Tensor, block: int) -> Tensor:
     """(B, block^2*C, H, W) -> (B, C, block*H, block*W) in DCR order: channel (i*block+j)*C+c goes to offset (i, j).
 

@@ -14,9 +14,9 @@ from tokenizer.quantizers.perturbation import Perturbation
 
 
 class ProductQuantizer(Quantizer):
-    """latents (B,e,P*H,W), group below group -> vectors (B,P*e,H,W) and codes (B,P*L), all of a group's side by side.
+    """latents (B,e,P*H,W), group below group -> vectors (B,P*e,H,W) and codes (B,P*L), group after group.
 
-    Losses and use are means over the groups. The encoder makes the groups (`encoder.groups`).
+    Losses and usage are means over the groups. The encoder makes the groups (`encoder.groups`).
     Source: ImageFolder (Li et al. 2024), XQ-GAN.
     """
 
@@ -63,7 +63,7 @@ class ProductQuantizer(Quantizer):
         return Quantized(torch.cat(vectors, dim=1), torch.cat(codes, dim=1), losses)
 
     def perturb(self, latents: Tensor, quantized: Quantized, how: Perturbation) -> Tensor:
-        """As one group's `perturb`, in every group with draws of its own."""
+        """Perturb every group, each with its own draws."""
         rows = [latents.chunk(self.groups, dim=2), quantized.vectors.chunk(self.groups, dim=1)]
         rows.append(quantized.codes.chunk(self.groups, dim=1))
         size, perturbed = quantized.codes.shape[1] // self.groups, []
