@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -97,22 +98,24 @@ class Patches(nn.Module):
 '''
 
 
-@pytest.fixture
+BASE = {
+    "model": toys.TOKENIZER, "losses": {"perceptual": None}, "adversary": None, "data": {"root": "x"},
+    "run": {"out": "x", "steps": 3, "device": "cpu", "precision": "none"},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts' modules can be imported; a base config is in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(json.dumps(BASE))
     for name, text in (("reg", REGULARIZER), ("quant", QUANTIZER), ("enc", ENCODER), ("alone", ALONE)):
         (tmp_path / f"outside_{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
 def trainee(*words: str) -> TokenizerTrainee:
-    base = {
-        "model": toys.TOKENIZER, "losses": {"perceptual": None}, "adversary": None, "data": {"root": "x"},
-        "run": {"out": "x", "steps": 3, "device": "cpu", "precision": "none"},
-    }  # fmt: skip
-    raw = base
-    for word in words:
-        raw = config.merge(raw, config._read_entry(word))
-    return TokenizerTrainee(config.resolve(TrainConfig, raw), CPU)
+    return TokenizerTrainee(config.parse(TrainConfig, ["--config", "base.yaml", *words]), CPU)
 
 
 def pixels() -> dict[str, torch.Tensor]:
@@ -123,7 +126,7 @@ def head_gradient(made: TokenizerTrainee) -> torch.Tensor | None:
     return made.tokenizer.semantic_head[0].weight.grad
 
 
-def test_a_regularizer(outside: None) -> None:
+def test_a_regularizer() -> None:
     made = trainee("regularizers.mine={name: 'outside_reg:Noise', size: 0.3}")
     logged = made.step(pixels(), 0)
     assert logged["train/loss_noise"] > 0 and head_gradient(made) is not None
@@ -147,17 +150,17 @@ def test_a_regularizer_of_ours_under_another_key() -> None:
     assert isinstance(made.regularizers[1], NestedDropout) and made.plan(2, 0).lengths[0] is not None
 
 
-def test_a_quantizer(outside: None) -> None:
+def test_a_quantizer() -> None:
     made = trainee("model.quantizer={name: 'outside_quant:Sign', scale: 0.5}")
     assert made.step(pixels(), 0)["train/codebook_usage"] == 1
     codes = made.tokenizer.eval().encode(torch.zeros(1, 3, 32, 32))
     assert codes.shape == (1, 16) and made.tokenizer.decode(codes, 5).shape == (1, 3, 32, 32)
 
 
-def test_an_encoder(outside: None) -> None:
+def test_an_encoder() -> None:
     """A subclass of ours decodes prefixes; one that stands alone makes a grid."""
     given = {**toys.TOKENIZER["encoder"], "name": "outside_enc:Brighter"}
-    made = trainee(f"model.encoder={given}")
+    made = trainee(f"model.encoder={json.dumps(given)}")
     assert made.tokenizer.is_1d and made.step(pixels(), 0)["not_finite"] == 0
     words = ("model.encoder={name: 'outside_alone:Patches', patch: 4}", "model.decoder={name: cnn, channels: 32}")
     grid = trainee(*words, "model.decoder.multipliers=[1, 1, 1]", "model.layout={num_tokens: 64, redundant: 0}")
