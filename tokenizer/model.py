@@ -59,16 +59,17 @@ class Tokenizer(nn.Module, HubModel):
             self.teacher = build(
                 "tokenizer.teachers:TEACHERS", config.teacher, grid=self.encoder.grid, image_size=config.image_size
             ).requires_grad_(False)
-        self.is_1d = self.encoder.tokens_1d
         self.grid = self.encoder.grid
-        if self.is_1d != self.decoder.tokens_1d:
+        self.is_1d, decodes_1d = (getattr(part, "tokens_1d", False) for part in (self.encoder, self.decoder))
+        if self.is_1d != decodes_1d:
             names = f"encoder {config.encoder['name']!r} and decoder {config.decoder['name']!r}"
             raise UserError(f"{names} do not fit together; use two 1D or two 2D parts")
         made, taken = (getattr(part, "groups", 1) for part in (self.encoder, self.quantizer))
-        if made != taken or (self.is_1d and config.quantizer["name"] == "multi_scale"):
+        if made != taken or (self.is_1d and self.quantizer.needs_grid):
+            grid = " on a grid" if self.quantizer.needs_grid else ""
             raise UserError(
                 f"encoder {config.encoder['name']!r} makes {made} groups of tokens, quantizer "
-                f"{config.quantizer['name']!r} takes {taken} (on a grid if it has scales); use dino_vit, groups={taken}"
+                f"{config.quantizer['name']!r} takes {taken}{grid}; use encoder.name=dino_vit encoder.groups={taken}"
             )
 
     @property
@@ -104,11 +105,18 @@ class Tokenizer(nn.Module, HubModel):
         return self.quant_conv(latents), spatial
 
     def decode_vectors(self, vectors: Tensor, num_tokens: int | Tensor | None = None) -> View:
-        """Code vectors (B,e,1,W) or (B,e,G,G) -> a view of the images."""
+        """Code vectors (B,e,1,W) or (B,e,G,G) -> a view of the images.
+
+        Raises: UserError when a 2D tokenizer is to decode some of its tokens.
+        """
         latents = self.post_quant_conv(vectors)
-        if not hasattr(self.decoder, "transformer"):
-            return View(self.decoder(latents))
-        images, features = self.decoder(latents, num_tokens)
+        if self.is_1d:
+            decoded = self.decoder(latents, num_tokens)
+        elif num_tokens is None or (isinstance(num_tokens, int) and num_tokens == self.num_tokens):
+            decoded = self.decoder(latents)
+        else:
+            raise UserError(f"num_tokens={num_tokens}, but a 2D tokenizer decodes its whole grid; leave it out")
+        images, features = decoded if isinstance(decoded, tuple) else (decoded, None)
         return View(images, num_tokens, features)
 
     def train(self, mode: bool = True) -> Tokenizer:
