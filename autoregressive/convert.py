@@ -18,11 +18,9 @@ from torch import nn
 
 from autoregressive import released as generators
 from common import config
-from common.checkpoint import read_config, resolve_folder
 from common.config import MISSING, opt
 from common.errors import UserError
-from common.hub import write_folder
-from common.weights import read_released
+from common.hub import find, write_folder
 from tokenizer import released as tokenizers
 from tokenizer.model import Tokenizer
 
@@ -50,14 +48,9 @@ FILES = (".pt", ".pth", ".bin")
 
 
 def load_any(path: str, weights: str | None, model_yaml: str | None) -> nn.Module:
-    """The tokenizer or generator at a path, whichever it is."""
-    found = resolve_folder(path)
-    if found.is_file():
-        tensors = read_released(found, ("model", "ema", "module", "state_dict")).tensors
-        is_tokenizer = any(key.startswith(("quantize.", "quantizer.")) for key in tensors)
-    else:
-        is_tokenizer = "encoder" in read_config(found)["model"]
-    if is_tokenizer:
+    """The tokenizer or generator at a path: a tokenizer has an encoder."""
+    found = find(path, ("model", "ema", "module", "state_dict"), lambda _: True)
+    if "encoder" in found.config if found.config else any(key.startswith("encoder.") for key in found.mapped):
         return tokenizers.load_tokenizer(path, weights or "ema", "cpu", model_yaml)
     return generators.load_generator(path, weights or "model", "cpu", model_yaml)
 

@@ -1,10 +1,10 @@
-"""Generators from wherever they are kept; see `autoregressive.load`."""
+"""Generators in files of any origin: recognised by keys and shapes, loaded. See `autoregressive.load`."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from autoregressive.models.gpt import GPT, SIZES
 from autoregressive.models.rar import SIZES as RAR_SIZES
 from autoregressive.models.rar import SPARE_POSITIONS
-from common.checkpoint import load_into, read_config, read_weights, resolve_folder
-from common.config import build, merge, read_yaml
+from common.checkpoint import load_into, resolve_folder
+from common.config import build, merge
 from common.errors import UserError
+from common.hub import find, model_part
 from common.meta import unfilled
 from common.provenance import read_provenance
-from common.weights import read_released
 from tokenizer.frozen_codes import check_codes_of
 from tokenizer.model import Tokenizer
 
+MARKERS = ("tok_embeddings.weight", "target_aware_pos_embed")
+"""Keys that only a GPT and only a RAR have."""
 DROPPED = re.compile(r"freqs_cis|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
-"""What older files hold besides weights: a rotary table, and caches of a model that was saved after sampling."""
+"""Keys of older files that are not weights: a rotary table, and the caches of a model saved after sampling."""
 
 
 def generator_config(
@@ -34,12 +36,12 @@ def generator_config(
 
     Raises: UserError for anything but a GPT or RAR, or a GPT of no released size whose heads are not stated.
     """
-    if "tok_embeddings.weight" in tensors and "output.weight" in tensors:
+    if MARKERS[0] in tensors and "output.weight" in tensors:
         config = merge(_gpt(tensors, args), stated)
         if not {"size", "heads"} & config.keys():
             raise UserError(f"{source} holds a GPT of no released size: pass its number of attention heads as a config")
         return config
-    if "target_aware_pos_embed" in tensors:
+    if MARKERS[1] in tensors:
         return merge(_rar(tensors), stated)
     raise UserError(
         f"{source} holds no generator known here (its first keys: {', '.join(list(tensors)[:3])}); "
@@ -112,49 +114,38 @@ Stated = Mapping[str, Any] | str | Path | None
 
 def load_generator(path: str | Path, weights: str, device: str | torch.device, config: Stated) -> nn.Module:
     """See `autoregressive.load`. Weights are mapped from the disk, not copied, until they are moved or changed."""
-    stated, tensors = read_generator(path, weights, config)
+    stated, read = find_generator(path, weights, config)
     with unfilled():
         model = build(TABLE, stated)
-    load_into(model, tensors, str(path), assign=True)
+    load_into(model, read(), str(path), assign=True)
     return model.eval().requires_grad_(False).to(device)
 
 
-def read_generator(path: str | Path, weights: str, config: Stated = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The `model` part of the config, and the tensors, of a checkpoint folder, a run, a released file or a hub id."""
+def find_generator(
+    path: str | Path, weights: str, config: Stated = None
+) -> tuple[dict[str, Any], Callable[[], dict[str, Tensor]]]:
+    """The `model` part of a generator's config, and a function that reads its tensors; arguments as
+    `autoregressive.load`."""
     if weights not in ORDER:
         raise UserError(f"weights got {weights!r}; a generator has model or ema")
-    found = resolve_folder(path)
-    if not found.is_file():
-        own = read_config(found)["model"]
-        return merge(own, stated_config(config)), read_weights(found, weights)
-    released = read_released(found, ORDER[weights])
-    tensors = {key: value for key, value in released.tensors.items() if not DROPPED.fullmatch(key)}
-    beside = found.with_name("config.json")
-    if found.name == "model.safetensors" and beside.is_file():
-        own = read_config(found.parent)["model"]
-        return merge(own, stated_config(config)), tensors
+    found = find(path, ORDER[weights], lambda tensors: any(marker in tensors for marker in MARKERS))
+    if found.config is not None:
+        return merge(found.config, model_part(config)), found.read
     try:
-        # What shapes cannot show, such as the number of codes of a 2D model, is what a config is passed for.
-        recognised = generator_config(tensors, released.args, stated_config(config), str(found))
+        recognised = generator_config(found.mapped, found.args, model_part(config), str(found.path))
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"{str(found)!r} looks like a generator but misses {error}; pass its config") from error
-    if config is not None:
-        return recognised, tensors
-    told = ("size", "positions", "num_tokens")
-    shown = ", ".join(f"{key} {value}" for key, value in recognised.items() if key in told)
-    print(f"{found}: recognised a {recognised['name']} generator, {shown}", file=sys.stderr)
-    return recognised, tensors
-
-
-def stated_config(config: Stated) -> Mapping[str, Any]:
-    """The `model` part of a YAML file, or (part of) that part itself; nothing for None."""
-    return read_yaml(config).get("model", {}) if isinstance(config, str | Path) else config or {}
+        raise UserError(f"{str(found.path)!r} looks like a generator but misses {error}; pass its config") from error
+    if config is None:
+        told = [key for key in ("size", "positions", "num_tokens") if key in recognised]
+        shown = ", ".join(f"{key} {recognised[key]}" for key in told)
+        print(f"{found.path}: recognised a {recognised['name']} generator, {shown}", file=sys.stderr)
+    return recognised, lambda: {key: value for key, value in found.read().items() if not DROPPED.fullmatch(key)}
 
 
 def write_released(model: nn.Module, path: str | Path) -> None:
-    """The papers' layout: RAR's a bare state dict, the GPTs' `{"model": state dict}`."""
+    """Write a file in the papers' layout: a bare state dict for RAR, `{"model": state dict}` for GPTs."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    torch.save(tensors if hasattr(model, "target_aware_pos_embed") else {"model": tensors}, path)
+    torch.save(tensors if MARKERS[1] in tensors else {"model": tensors}, path)
 
 
 def load_compatible(
@@ -167,8 +158,8 @@ def load_compatible(
     or its size is not the one that was stated.
     """
     config = stated
-    if resolve_folder(path).is_file() and read_generator(path, weights)[0].get("positions") == "rope2d":
-        config = {"num_tokens": tokenizer.num_tokens, **(stated or {})}  # Their files fit any grid.
+    if resolve_folder(path).is_file() and find_generator(path, weights)[0].get("positions") == "rope2d":
+        config = {"num_tokens": tokenizer.num_tokens, **(stated or {})}  # these files fit any grid
     model = load_generator(path, weights, device, config)
     if model.codebook_size != tokenizer.codebook_size or model.num_tokens > tokenizer.num_tokens:
         raise UserError(

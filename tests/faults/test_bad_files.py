@@ -24,7 +24,7 @@ import torch
 import yaml
 from PIL import Image
 
-from common import checkpoint, config, npz, torchfile
+from common import checkpoint, config, npz, weights
 from common.codes import CodeStore
 from common.data import ImageFolder, stream
 from common.errors import UserError
@@ -177,11 +177,10 @@ class Kinds:
 
     def released(self, rng: random.Random) -> None:
         """The archive's own checksums tell damage."""
-        path, tensors = self.root / "released.pt", {"model": {"a": torch.arange(300.0)}}
-        torch.save(tensors, path)
+        path, tensors = self.root / "released.pt", {"a": torch.arange(300.0)}
+        torch.save({"model": tensors}, path)
         path.write_bytes(mutate(path.read_bytes(), rng))
-        found = torchfile.read(path)
-        assert torch.equal(found["model"]["a"], tensors["model"]["a"])
+        assert torch.equal(weights.open_weights(path, ["model"]).tensors()["a"], tensors["a"])
 
     def codes(self, rng: random.Random) -> None:
         """Values are checked against the vocabulary; codes that stay inside it cannot be told from others."""
@@ -318,7 +317,7 @@ def test_names_inside_archives_of_weights_are_not_paths(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("../../escaped/data.pkl", b"\x80\x02}q\x00.")
     with suppress(UserError):
-        torchfile.read(tmp_path / "x.pt")
+        weights.read(tmp_path / "x.pt")
     assert [path.name for path in tmp_path.rglob("*")] == ["x.pt"] and not list(tmp_path.parent.glob("escaped"))
 
 
