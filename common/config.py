@@ -10,7 +10,6 @@ This module imports no torch, so that `--help` of every job answers at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import os
 import re
@@ -23,7 +22,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.errors import UserError
+from common.errors import UserError, nearest
 
 __all__ = [
     "MISSING",
@@ -96,7 +95,7 @@ def lookup(table: str, name: str) -> type:
     known = _import(table)
     if name not in known:
         raise UserError(
-            f"unknown {table.partition(':')[2].lower()} name {name!r}{_nearest(name, known)}; "
+            f"unknown {table.partition(':')[2].lower()} name {name!r}{nearest(name, known)}; "
             f"known: {', '.join(sorted(known))}, or 'module:Class' for your own"
         )
     return known[name]
@@ -107,11 +106,6 @@ def build(table: str, mapping: Mapping[str, Any], **context: Any) -> Any:
     cls = lookup(table, mapping["name"])
     keys = {key: value for key, value in mapping.items() if key != "name"}
     return cls(resolve(cls.Config, keys, where=mapping["name"]), **context)
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 # ---------------------------------------------------------------------------------------------- merging
@@ -211,7 +205,7 @@ def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
     for key, value in raw.items():
         dotted = f"{where}.{key}" if where else str(key)
         if key not in fields:
-            raise UserError(f"unknown key {dotted!r}{_nearest(str(key), fields)}; known here: {', '.join(fields)}")
+            raise UserError(f"unknown key {dotted!r}{nearest(str(key), fields)}; known here: {', '.join(fields)}")
         nested = nested_schema(schema, key)
         if nested:
             absent = plain(value) is None and type(None) in getattr(_hints(schema)[key], "__args__", ())
@@ -485,7 +479,7 @@ def _flag_entries(schema: type, flag: str, value: str, aliases: Mapping[str, Ali
         inverted = _flag_entries(schema, flag[3:], "false", aliases)
         return inverted
     known = sorted({*aliases, *(name.replace("_", "-") for name in fields)})
-    raise UserError(f"unknown flag '--{flag}'{_nearest(flag, known)}; see --help")
+    raise UserError(f"unknown flag '--{flag}'{nearest(flag, known)}; see --help")
 
 
 def _help(schema: type, aliases: Mapping[str, Alias], about: str) -> str:
