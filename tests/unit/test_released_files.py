@@ -6,10 +6,13 @@ import argparse
 import dataclasses
 import os
 import pickle  # only to write what must be refused
+import sys
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,7 +27,7 @@ from common.errors import UserError
 from common.weights import open_weights
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
-from tokenizer.released import to_released, write_released
+from tokenizer.released import find_tokenizer, from_released, to_released, write_released
 
 WIDTH = 64
 CNN = {"channels": 32, "multipliers": [1, 2]}
@@ -136,13 +139,100 @@ def test_tokenizers_prefer_the_average_and_generators_the_model(tmp_path):
     assert torch.equal(autoregressive.load(path, weights="ema").norm.weight, other["norm.weight"])
 
 
+WRAPPED = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "model.")
+
+
 @pytest.mark.parametrize("part", ["model", "module", "state_dict", None])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("prefix", WRAPPED)
 def test_every_nesting_of_a_generator_is_unwrapped(part, prefix, tmp_path):
     model = generators()["learned"]
     tensors = {prefix + key: value for key, value in model.state_dict().items()}
     torch.save({part: tensors, "steps": 3} if part else tensors, tmp_path / "released.bin")
     same(autoregressive.load(tmp_path / "released.bin"), model)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_of_parts_are_unwrapped(wrapper, tmp_path):
+    model = make("hybrid_1d")
+    tensors = to_released(model.state_dict(), "hybrid_1d")
+    path = wrapped(tmp_path, model={key.replace(".", f".{wrapper}.", 1): value for key, value in tensors.items()})
+    same(tokenizer.load(path), model)
+    path = wrapped(tmp_path, model=tensors | {f"module.{key}": value for key, value in tensors.items()})
+    with pytest.raises(UserError, match="weights twice, with and without prefixes"):
+        tokenizer.load(path)
+
+
+@pytest.mark.parametrize("name", ["epoch=3.ckpt", "weights", "weights.pt.bak", "model.safetensors.pt"])
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+def test_the_content_decides_how_a_file_is_read(kind, name, tmp_path):
+    model = make("cnn")
+    tensors = to_released(model.state_dict(), "cnn")
+    if kind == "safetensors":
+        save_file(tensors, tmp_path / name)
+    else:
+        torch.save({"model": tensors}, tmp_path / name, _use_new_zipfile_serialization=kind == "zip")
+    same(tokenizer.load(tmp_path / name), model)
+
+
+def lightning(tmp_path: Path, zipped: bool = True, **more: object) -> tuple[Path, Tokenizer, Tokenizer]:
+    """A Lightning checkpoint as of taming-transformers and SEED-Voken, its model, and the average inside it."""
+    model, ema = make("hybrid_1d"), make("hybrid_1d")
+    with torch.no_grad():
+        for value in ema.parameters():
+            value += 1
+    plain, averaged = (to_released(one.state_dict(), "hybrid_1d") for one in (model, ema))
+    names = {key for key, _ in model.named_parameters()}
+    shadows = {key: value for key, value in averaged.items() if from_released({key: 0}, "hybrid_1d").keys() & names}
+    state = {**plain, "loss.discriminator.main.0.weight": torch.zeros(2), "loss.logvar": torch.ones(1)}
+    state |= {f"model_ema.{key.replace('.', '')}": value for key, value in shadows.items()}
+    state |= {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(7)}
+    content = {"epoch": 3, "pytorch-lightning_version": "2.5.0", "state_dict": OrderedDict(state), **more}
+    torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped)
+    return tmp_path / "last.ckpt", model, ema
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_lightning_checkpoints_are_read_as_data(zipped, tmp_path, monkeypatch):
+    """Callbacks and hyper-parameters of any class are neither imported nor in the way."""
+    callback = type("ModelCheckpoint", (), {"__module__": "some_trainer"})
+    extra = {
+        "callbacks": {callback: {"best": callback()}, "monitor": defaultdict(list, a=[1])},
+        "hyper_parameters": {"path": Path("x"), "config": callback(), "scale": np.float64(2)},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
+    }
+    with monkeypatch.context() as there:
+        there.setitem(sys.modules, "some_trainer", SimpleNamespace(ModelCheckpoint=callback))
+        path, model, ema = lightning(tmp_path, zipped, **extra)
+    same(tokenizer.load(path, weights="model"), model)
+    same(tokenizer.load(path), ema)
+
+
+@pytest.mark.parametrize("ema", [{}, {"decay": torch.ones(1)}, {"shadow": [torch.ones(1)]}])
+def test_an_average_of_something_else_is_not_taken(ema, tmp_path):
+    model = make("cnn")
+    same(tokenizer.load(wrapped(tmp_path, ema=ema, model=to_released(model.state_dict(), "cnn"))), model)
+
+
+def test_a_folder_with_another_projects_config_is_recognised(tmp_path):
+    model = make("hybrid_1d")
+    save_file(to_released(model.state_dict(), "hybrid_1d"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')
+    same(tokenizer.load(tmp_path), model)
+    same(tokenizer.load(tmp_path / "model.safetensors"), model)
+
+
+def test_recognition_reads_no_tensors(tmp_path):
+    """Damage in the weights is found by reading them, not by looking at their shapes."""
+    write_released(make("cnn"), tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        info = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    content[info.header_offset + 2000] ^= 1
+    (tmp_path / "a.pt").write_bytes(content)
+    config, read = find_tokenizer(tmp_path / "a.pt", "ema")
+    assert config.quantizer["codebook_size"] == 40
+    with pytest.raises(UserError, match=r"checksum of .* does not match"):
+        read()
 
 
 def test_half_precision_becomes_float32(tmp_path):
