@@ -39,13 +39,12 @@ PARTS = ("model", "ema", "module", "state_dict")
 @dataclass(frozen=True)
 class Weights:
     """One state dict of a file. `mapped`: its tensors as stored; `part`: its key in the file ("" if the file holds
-    nothing else); `args`: settings stored beside it; `steps`: training steps, if the file says."""
+    nothing else); `args`: settings stored beside it."""
 
     path: Path
     mapped: dict[str, Tensor]
     part: str = ""
     args: dict[str, Any] = field(default_factory=dict)
-    steps: int | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors, floats as float32; those stored as float32 stay mapped from the disk.
@@ -87,8 +86,8 @@ def open_weights(
             f"choose with weights=NAME ({' or '.join(key for key in PARTS if key in content) or 'none fits'})"
         )
     part = next((part for part, tensors in found.items() if known(tensors)), next(iter(found)))
-    args, steps = content.get("args"), content.get("steps")
-    return Weights(path, found[part], part, args if isinstance(args, dict) else {}, steps)
+    args = content.get("args")
+    return Weights(path, found[part], part, args if isinstance(args, dict) else {})
 
 
 def _is_state_dict(content: Any) -> bool:

@@ -458,7 +458,7 @@ def test_settings_arrive_as_plain_data(tmp_path):
     assert content["args"] == {"lr": 1e-4, "sizes": [1, 2], "name": "x", "nested": {"deep": (1, None)}, "flag": True}
     assert content["steps"] == 2**40
     released = open_weights(tmp_path / "a.pt", ("ema", "model"))
-    assert (released.part, released.steps) == ("model", 2**40)
+    assert (released.part, released.args["lr"]) == ("model", 1e-4)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
