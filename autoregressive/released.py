@@ -44,7 +44,7 @@ def generator_config(
     if MARKERS[1] in tensors:
         return merge(_rar(tensors), stated)
     raise UserError(
-        f"{source} holds no generator known here (its first keys: {', '.join(list(tensors)[:3])}); "
+        f"{source} holds no known generator (its first keys: {', '.join(list(tensors)[:3])}); "
         "a tokenizer belongs to --vq-ckpt, other generators need a config of their own"
     )
 
@@ -80,13 +80,13 @@ def _heads(tensors: Mapping[str, Tensor], width: int) -> dict[str, int]:
 
 
 def _multiple(width: int, hidden: int) -> int:
-    """The largest power of two that the feed-forward's width was rounded up to."""
+    """The largest power of two that the feed-forward width was rounded up to."""
     wanted = int(8 * width / 3)
     return next((m for m in (256, 128, 64, 32, 16, 8, 4, 2, 1) if -(-wanted // m) * m == hidden), 1)
 
 
 def _grid_tokens(args: Mapping[str, Any]) -> int:
-    """Rotary tables are in no file: the trainer's settings tell the grid, else it is 16 x 16."""
+    """Files hold no rotary tables: the grid follows from the trainer's settings, else it is 16 x 16."""
     image, stride = args.get("image_size"), args.get("downsample_size")
     return (image // stride) ** 2 if isinstance(image, int) and isinstance(stride, int) and stride > 0 else 256
 
@@ -152,10 +152,10 @@ def load_compatible(
     path: str | Path, weights: str, device: torch.device, tokenizer: Tokenizer, size: str | None = None,
     stated: Mapping[str, Any] | None = None,
 ) -> GPT:
-    """`autoregressive.load`, for a generator whose codes `tokenizer` can decode; `stated`: parts of its config.
+    """As `autoregressive.load`, for a generator whose codes `tokenizer` decodes; `stated`: parts of its config.
 
     Raises: UserError if codebooks or lengths do not fit, the generator was trained on the codes of another tokenizer,
-    or its size is not the one that was stated.
+    or its size is not `size`.
     """
     config = stated
     if resolve_folder(path).is_file() and find_generator(path, weights)[0].get("positions") == "rope2d":
@@ -174,6 +174,6 @@ def load_compatible(
 
 
 def class_names(path: str | Path, num_classes: int) -> list[str]:
-    """Names of the classes a generator was trained on; their numbers where the checkpoint does not say."""
+    """Names of the classes a generator was trained on; their numbers if the checkpoint does not record them."""
     known = read_provenance(path).get("classes") or []
     return [*known, *(str(number) for number in range(len(known), num_classes))]

@@ -22,13 +22,22 @@ from common.weights import open_weights
 
 __all__ = ["Found", "HubModel", "find", "model_part", "write_folder"]
 
+CARD = """---
+library_name: image-token-lab
+tags:
+- {kind}
+---
+
+A {kind} saved by image-token-lab: `{module}.load("FOLDER OR ID")`.
+"""
+
 
 @dataclass(frozen=True)
 class Found:
     """Weights at a path, not read yet.
 
     config: the `model` part of the config beside them; None for a released file, whose config is recognised from
-    `mapped` (tensors by name, for their shapes) and `args` (settings that the file holds). part: their key in the file.
+    `mapped` (tensors by name, for their shapes) and `args` (settings in the file). part: the key of the weights in it.
     """
 
     path: Path
@@ -61,15 +70,6 @@ def model_part(config: Mapping[str, Any] | str | Path | None) -> Mapping[str, An
     """The `model` part of a YAML file, or that part itself; empty for None."""
     return read_yaml(config).get("model", {}) if isinstance(config, str | Path) else config or {}
 
-CARD = """---
-library_name: image-token-lab
-tags:
-- {kind}
----
-
-A {kind} saved by image-token-lab: `{module}.load("FOLDER OR ID")`.
-"""
-
 
 def write_folder(folder: Path, model: nn.Module, config: Mapping[str, Any], kind: str) -> None:
     """`model.safetensors`, `config.json` and a short README. `kind`: tokenizer or generator."""
@@ -91,7 +91,7 @@ class HubModel(ModelHubMixin):
     Config: type
 
     def hub_config(self) -> dict[str, Any]:
-        """What `config.json` says under `model`."""
+        """The `model` part of `config.json`."""
         return dataclasses.asdict(self.config)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -94,7 +94,7 @@ def family(keys: Mapping[str, Any], source: str) -> str:
     if name := _family(keys):
         return name
     raise UserError(
-        f"{source} holds no tokenizer known here (its first keys: {', '.join(list(keys)[:3])}); "
+        f"{source} holds no known tokenizer (its first keys: {', '.join(list(keys)[:3])}); "
         "a generator belongs to --gpt-ckpt, other tokenizers need a config of their own"
     )
 
@@ -102,8 +102,8 @@ def family(keys: Mapping[str, Any], source: str) -> str:
 def tokenizer_config(tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
     """The `model` part of a config for tensors under our names.
 
-    What shapes cannot show is as in every released model: unit-length codes, the semantic head's depth 3, attention
-    heads 64 wide, 256 pixels where only convolutions stand between image and codes.
+    Shapes do not show everything. The rest is as in every released model: unit-length codes, a semantic head after
+    layer 3, attention heads 64 wide, 256 pixels for purely convolutional models.
     """
     vectors = tensors["quantizer.embedding.weight"]
     quantizer = {"name": "vq_hits" if name == "dino_vit" else "vq"}
@@ -141,7 +141,7 @@ def _redundant(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that `pattern`'s group matches at the start of a key."""
+    """One more than the largest number that the group of `pattern` matches at the start of a key."""
     found = [re.match(pattern, key) for key in tensors]
     return max(int(match[1]) for match in found if match) + 1
 
@@ -150,12 +150,12 @@ def _cnn(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     levels = _count(tensors, re.escape(prefix) + r"conv_blocks\.(\d+)\.")
     widths = [tensors[f"{prefix}conv_blocks.{level}.res.0.conv2.weight"].shape[0] for level in range(levels)]
     if prefix.startswith("decoder"):
-        widths.reverse()  # its blocks begin with the coarsest level
+        widths.reverse()  # its blocks start at the coarsest level
         channels = widths[0]
     else:
         channels = tensors[f"{prefix}conv_in.weight"].shape[0]
     if any(width % channels for width in widths):
-        raise UserError(f"the widths {widths} of {prefix}conv_blocks are no multiples of {channels}; pass a config")
+        raise UserError(f"the widths {widths} of {prefix}conv_blocks are not multiples of {channels}; pass a config")
     attention = any(key.startswith(f"{prefix}mid.2.") for key in tensors)
     return {"channels": channels, "multipliers": [width // channels for width in widths], "attention": attention}
 
@@ -164,7 +164,7 @@ def _transformer(tensors: Mapping[str, Tensor], side: str, name: str) -> dict[st
     prefix = f"{side}.transformer."
     width = tensors[f"{prefix}ln_post.weight"].shape[0]
     if width % HEAD_WIDTH:
-        raise UserError(f"{side} width {width} is no multiple of {HEAD_WIDTH}: its heads are unknown; pass a config")
+        raise UserError(f"{side} width {width} is not a multiple of {HEAD_WIDTH}: heads unknown; pass a config")
     sizes = {"width": width, "layers": _count(tensors, re.escape(prefix) + r"transformer\.(\d+)\.")}
     sizes["heads"] = width // HEAD_WIDTH
     if name == "hybrid_2d":
@@ -176,7 +176,7 @@ def _vit(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     def sizes(prefix: str) -> dict[str, int]:
         width = tensors[f"{prefix}cls_token"].shape[-1]
         if width % HEAD_WIDTH:
-            raise UserError(f"the width {width} of {prefix} is no multiple of {HEAD_WIDTH}; pass a config")
+            raise UserError(f"the width {width} of {prefix} is not a multiple of {HEAD_WIDTH}; pass a config")
         return {"width": width, "layers": _count(tensors, re.escape(prefix) + r"blocks\.(\d+)\.")} | {
             "heads": width // HEAD_WIDTH, "patch": patch,
         }  # fmt: skip
@@ -272,6 +272,6 @@ def _describe(config: TokenizerConfig) -> str:
 
 
 def write_released(model: Tokenizer, path: str | Path) -> None:
-    """The papers' layout: `{"model": state dict under the released names}`."""
+    """Write a file in the papers' layout: `{"model": state dict}`, under the released names."""
     tensors = to_released(model.state_dict(), model.config.encoder["name"])
     torch.save({"model": {key: value.detach().cpu().contiguous() for key, value in tensors.items()}}, path)

@@ -404,9 +404,9 @@ def test_a_damaged_record_inside_a_whole_archive_is_seen(tmp_path):
 def test_a_wrong_architecture_names_what_was_found(tmp_path):
     torch.save({"model": generators()["learned"].state_dict()}, tmp_path / "gpt.pt")
     write_released(make("cnn"), tmp_path / "vq.pt")
-    with pytest.raises(UserError, match="holds no tokenizer known here"):
+    with pytest.raises(UserError, match="holds no known tokenizer"):
         tokenizer.load(tmp_path / "gpt.pt")
-    with pytest.raises(UserError, match="holds no generator known here"):
+    with pytest.raises(UserError, match="holds no known generator"):
         autoregressive.load(tmp_path / "vq.pt")
     with pytest.raises(UserError, match=r"missing .*unexpected"):
         tokenizer.load(tmp_path / "vq.pt", config=make("hybrid_1d").config)
