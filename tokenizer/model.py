@@ -97,9 +97,11 @@ class Tokenizer(nn.Module, HubModel):
 
     def latents(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """images -> (latents (B,e,1,N+M) or (B,e,G,G) before quantization, the CNN's map or None)."""
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            size = self.image_size
-            raise UserError(f"got images {tuple(images.shape)}; this tokenizer expects (B,3,{size},{size})")
+        size = self.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, size, size) or not images.is_floating_point():
+            raise UserError(
+                f"got images {tuple(images.shape)} of {images.dtype}; expected floats (B,3,{size},{size}) in [-1,1]"
+            )
         encoded = self.encoder(images)
         latents, spatial = encoded if isinstance(encoded, tuple) else (encoded, None)
         return self.quant_conv(latents), spatial
@@ -127,10 +129,13 @@ class Tokenizer(nn.Module, HubModel):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """images (B,3,H,W) -> codes int64 (B,N). Redundant tokens are left out.
+        """images (B,3,H,W) in [-1,1] -> codes int64 (B,N). Redundant tokens are left out.
 
-        Raises: UserError for a continuous tokenizer, which has no codes.
+        Raises: UserError for images of 0..255, and for a continuous tokenizer, which has no codes.
         """
+        largest = 0.0 if images.is_meta or not images.numel() else float(images.abs().amax())
+        if largest > 10:  # decoded images may leave [-1,1] a little
+            raise UserError(f"got images with values up to {largest:.0f}; expected [-1,1], pixels / 127.5 - 1")
         latents, _ = self.latents(images)
         codes = self.quantizer(latents).codes
         if codes is None:

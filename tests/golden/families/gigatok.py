@@ -11,7 +11,7 @@ from tests.golden.fixture import Fixture, Report, Skip, filled
 from tokenizer.config import TokenizerConfig
 from tokenizer.losses.feature import mean_cosine
 from tokenizer.model import Tokenizer
-from tokenizer.paper_flags import from_released, to_released
+from tokenizer.released import from_released, to_released
 
 
 def matches(fixture: Fixture) -> bool:
