@@ -3,26 +3,31 @@
 A job's options are a dataclass. A field that holds a swappable part (`part(...)`) or a map of optional
 parts (`parts(...)`) names the table the part is looked up in; the part's own keys are checked by that
 class's nested `Config`. Precedence: schema defaults < YAML < command line, left to right.
-
-This module imports no torch, so that `--help` of every job answers at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 import os
+import re
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
-from common.errors import UserError
+from common.errors import UserError, nearest
+from common.help import Alias, is_switch, show
+from common.schema import check, default_of, hints, import_name, lookup, nested_schema, opt, part, parts, type_name
 
 __all__ = [
     "MISSING",
@@ -31,80 +36,83 @@ __all__ = [
     "dump",
     "lookup",
     "main",
-    "nested_schema",
+    "merge",
     "opt",
     "parse",
     "part",
     "parts",
     "read_yaml",
     "resolve",
-    "type_name",
+    "typed",
 ]
 
-Alias = str | Callable[[str], list[str]]
-"""A flag's meaning: a dotted key, or a function from the flag's value to dotlist entries."""
+
+# ---------------------------------------------------------------------------------------------- reading
 
 
-# ---------------------------------------------------------------------------------------------- declaring
+class Text(str):
+    """A scalar as the user wrote it (`0042`, `no`, `1e3`): the option decides whether it is text or a number."""
 
 
-def opt(default: Any, help: str) -> Any:
-    """A documented field. Mutable defaults are copied for every instance."""
-    if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+class _Loader(yaml.SafeLoader):
+    """YAML without timestamps, with `1e-4` as a float; a key given twice is an error."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.MarkedYAMLError(problem=f"key {twice!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
-def part(table: str, help: str, default: Mapping[str, Any] | None = None) -> Any:
-    """A mapping with a `name` from `table` ("package.module:TABLE"); its other keys belong to that class's Config."""
-    return dataclasses.field(default_factory=lambda: dict(default or {}), metadata={"help": help, "part": table})
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def parts(table: str, help: str, default: Mapping[str, Any] | None = None) -> Any:
-    """A map of optional parts: key -> mapping (or null = off). `name` defaults to the key."""
-    return dataclasses.field(default_factory=lambda: dict(default or {}), metadata={"help": help, "parts": table})
+class _TextLoader(_Loader):
+    """YAML whose numbers, booleans and nulls stay as written."""
 
 
-# ---------------------------------------------------------------------------------------------- looking up
+for _tag in ("int", "float", "bool", "null"):
+    _TextLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda loader, node: Text(node.value))
 
 
-def _import(path: str) -> Any:
-    module, _, attribute = path.partition(":")
+def typed(value: Any) -> Any:
+    """`value` with every Text in it read by YAML's rules: `no` is False, `1e-4` a float."""
+    if isinstance(value, Text):
+        return _Loader(value).get_single_data()
+    if isinstance(value, Mapping):
+        return {typed(key): typed(each) for key, each in value.items()}
+    return [typed(each) for each in value] if isinstance(value, list) else value
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a plain dict, its `base:` files (relative to it) merged underneath. `1e-4` is a float."""
+    return typed(_read_text(path))
+
+
+def _read_text(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"config file {str(path)!r} does not exist; expected a YAML file (--config FILE)")
+    if path.resolve() in seen:
+        raise UserError(f"config file {str(path)!r} is its own base; remove one 'base:' from the circle")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot import {path!r} ({error}); expected 'module:Class' importable from here") from error
-
-
-def lookup(table: str, name: str) -> type:
-    """The class called `name` in `table`, or `module:Class` from outside the tree.
-
-    Raises: UserError naming the nearest known name.
-    """
-    if ":" in name:
-        return _import(name)
-    known = _import(table)
-    if name not in known:
-        raise UserError(
-            f"unknown {table.partition(':')[2].lower()} name {name!r}{_nearest(name, known)}; "
-            f"known: {', '.join(sorted(known))}, or 'module:Class' for your own"
-        )
-    return known[name]
-
-
-def build(table: str, mapping: Mapping[str, Any], **context: Any) -> Any:
-    """Instantiate the part that `mapping` (with a `name`) describes: `cls(config, **context)`."""
-    cls = lookup(table, mapping["name"])
-    keys = {key: value for key, value in mapping.items() if key != "name"}
-    return cls(resolve(cls.Config, keys, where=mapping["name"]), **context)
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-# ---------------------------------------------------------------------------------------------- merging
+        raw = _TextLoader(path.read_bytes()).get_single_data()
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"config file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    raw = {} if raw in (None, "") else raw
+    if not isinstance(raw, dict):
+        raise UserError(f"config file {str(path)!r} holds a {type(raw).__name__}; expected a mapping of keys to values")
+    bases = raw.pop("base", None) or []
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, _read_text(path.parent / base, (*seen, path.resolve())))
+    return merge(merged, raw)
 
 
 def merge(base: Any, override: Any) -> Any:
@@ -119,144 +127,163 @@ def merge(base: Any, override: Any) -> Any:
     return merged
 
 
-def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML file as a plain dict, its `base:` files (relative to it) merged underneath. `1e-4` is a float."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"config file {str(path)!r} does not exist; expected a YAML file (--config FILE)")
-    if path.resolve() in _seen:
-        raise UserError(f"config file {str(path)!r} is its own base; remove one 'base:' from the circle")
-    try:
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"config file {str(path)!r} is not valid YAML: {first_line}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"config file {str(path)!r} holds a {type(raw).__name__}; expected a mapping of keys to values")
-    bases = raw.pop("base", None) or []
-    merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, read_yaml(path.parent / base, (*_seen, path.resolve())))
-    return merge(merged, raw)
+def _read_entry(entry: str) -> dict[str, Any]:
+    """`key.sub=value` as nested mappings."""
+    key, _, value = entry.partition("=")
+    read: Any = Text(value)
+    if value.strip()[:1] in ("{", "["):
+        try:
+            read = _TextLoader(value).get_single_data()
+        except yaml.YAMLError as error:
+            raise UserError(f"cannot read {entry!r}: {' '.join(str(error).split())}; expected key=value") from error
+    for name in reversed(key.split(".")):
+        read = {name: read}
+    return read
 
 
 # ---------------------------------------------------------------------------------------------- checking
 
 
+class Part(dict):
+    """A part's `name` and all its options. `config` holds the same options as an instance of the class's Config."""
+
+    config: Any = None
+
+
+def build(table: str, mapping: Mapping[str, Any], **context: Any) -> Any:
+    """Instantiate the part that `mapping` (with a `name`) describes: `cls(config, **context)`."""
+    whole = mapping if getattr(mapping, "config", None) else _complete(table, mapping, mapping["name"])
+    return lookup(table, whole["name"])(whole.config, **context)
+
+
 def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
     """Check `raw` against the dataclass `schema` and return an instance with every default filled in.
 
-    Raises: UserError for an unknown key (with the nearest known one), a wrong type, or a missing value.
+    Raises: UserError for an unknown key (with the nearest known one), a wrong type, a value out of range, or a
+    missing value.
     """
-    fields = {field.name: field for field in dataclasses.fields(schema)}
-    leaves: dict[str, Any] = {}
-    deep: dict[str, Any] = {}
-    for key, value in raw.items():
-        dotted = f"{where}.{key}" if where else str(key)
-        if key not in fields:
-            raise UserError(f"unknown key {dotted!r}{_nearest(str(key), fields)}; known here: {', '.join(fields)}")
-        nested = nested_schema(schema, key)
-        if nested:
-            absent = value is None and type(None) in getattr(_hints(schema)[key], "__args__", ())
-            deep[key] = None if absent else resolve(nested, _mapping(value, dotted), where=dotted)
-        elif {"part", "parts"} & fields[key].metadata.keys():
-            deep[key] = value
-        else:
-            leaves[key] = value
-    plain = {key: leaves[key] for key in leaves}
+    found: dict[tuple[str, ...], Any] = {}
+    plain = _plain(schema, raw, where, (), found)
     try:
-        checked = OmegaConf.merge(OmegaConf.structured(_leaf_schema(schema)), plain)
-        values = OmegaConf.to_container(checked, throw_on_missing=False)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or getattr(error, "key", "")
-        dotted = ".".join(filter(None, (where, str(key))))
-        raise UserError(f"key {dotted!r}: {str(error).splitlines()[0]}") from error
-    for name, field in fields.items():
-        dotted = f"{where}.{name}" if where else name
-        if field.metadata.get("part"):
-            default = field.default_factory()
-            deep[name] = _complete(field.metadata["part"], merge(default, deep.get(name, {})), dotted)
-        elif field.metadata.get("parts"):
-            given = merge(field.default_factory(), deep.get(name) or {})
-            table = field.metadata["parts"]
-            deep[name] = {
-                key: _complete(table, merge({"name": key}, {} if value is True else value), f"{dotted}.{key}")
-                for key, value in given.items()
-                if value is not None and value is not False
+        raise _refused(schema, plain, error, where) from error
+    for (*path, name), value in found.items():
+        owner = config
+        for step in path:
+            owner = getattr(owner, step)
+        setattr(owner, name, value)
+    _check(config, where)
+    return config
+
+
+def _refused(schema: type, plain: Any, error: OmegaConfBaseException, where: str) -> UserError:
+    """OmegaConf's complaint about a value in one sentence."""
+    key = str(error.full_key)
+    *groups, name = key.partition("[")[0].split(".")
+    for group in groups:
+        schema = nested_schema(schema, group) or schema
+    dotted = ".".join(filter(None, (where, key)))
+    field = next((field for field in dataclasses.fields(schema) if field.name == name), None)
+    if isinstance(error, MissingMandatoryValue):
+        flag = "" if "." in dotted else f" or --{name.replace('_', '-')} VALUE"
+        return UserError(f"{dotted!r} is not set ({field.metadata['help']}); give it as {dotted}=VALUE{flag}")
+    if field is None or isinstance(error, InterpolationResolutionError | GrammarParseError):
+        return UserError(f"key {dotted!r}: {str(error).splitlines()[0]}")
+    for step in [*groups, name]:
+        plain = plain[step]
+    return UserError(f"key {dotted!r} got {plain!r}; expected {type_name(schema, field)}")
+
+
+def _plain(schema: type, raw: Any, where: str, path: tuple[str, ...], found: dict[tuple[str, ...], Any]) -> Any:
+    """`raw` in the form OmegaConf checks: Text as its option reads it. Parts are completed and put into `found`."""
+    if not isinstance(raw, Mapping):
+        raise UserError(f"key {where!r} got {raw!r}; expected a mapping of keys to values")
+    types, plain = hints(schema), {}
+    for key in raw:
+        if key not in types:
+            dotted = ".".join(filter(None, (where, str(key))))
+            raise UserError(f"unknown key {dotted!r}{nearest(str(key), types)}; known here: {', '.join(types)}")
+    for field in dataclasses.fields(schema):
+        key, value = field.name, raw.get(field.name, dataclasses.MISSING)
+        dotted, below = ".".join(filter(None, (where, key))), (*path, key)
+        if table := field.metadata.get("part"):
+            found[below] = _complete(table, merge(default_of(field), {} if key not in raw else value), dotted)
+        elif table := field.metadata.get("parts"):
+            given = merge(default_of(field), _switch(raw.get(key)) or {})
+            chosen = {name: _switch(each) for name, each in given.items()}
+            found[below] = {
+                name: _complete(table, merge({"name": name}, each), f"{dotted}.{name}")
+                for name, each in chosen.items()
+                if each is not None
             }
-        elif nested_schema(schema, name) and name not in deep:
-            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-            deep[name] = None if default is None else resolve(nested_schema(schema, name), {}, where=dotted)
-    values.update({name: deep[name] for name in deep})
-    for name in fields:
-        if isinstance(values.get(name), str) and values[name] == MISSING:
-            dotted = f"{where}.{name}" if where else name
-            help = fields[name].metadata.get("help", "")
-            raise UserError(
-                f"{dotted!r} is not set ({help}); give it as {dotted}=VALUE or --{name.replace('_', '-')} VALUE"
-            )
-    return schema(**values)
+        elif nested := nested_schema(schema, key):
+            optional = type(None) in typing.get_args(types[key])
+            value = (None if default_of(field) is None else {}) if key not in raw else value
+            value = _switch(value) if optional else value
+            plain[key] = None if value is None and optional else _plain(nested, value, dotted, below, found)
+        elif key in raw:
+            plain[key] = _leaf(types[key], value)
+    return plain
 
 
-def _mapping(value: Any, dotted: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"key {dotted!r} got {value!r}; expected a mapping of keys to values")
-    return value
+def _switch(value: Any) -> Any:
+    """What switches an optional group of options: true = its defaults, false and null = off."""
+    value = typed(value) if isinstance(value, Text) else value
+    return {} if value is True else None if value is False else value
 
 
-def _complete(table: str, mapping: Any, dotted: str) -> dict[str, Any] | None:
+def _leaf(hint: Any, value: Any) -> Any:
+    """A value as an option of type `hint` reads it: a string takes its text as it is, `~/` is the home folder."""
+    inside = typing.get_args(hint)
+    if isinstance(value, list):
+        holder = next((each for each in (hint, *inside) if typing.get_origin(each) is list), list[Any])
+        return [_leaf(typing.get_args(holder)[0], each) for each in value]
+    if not isinstance(value, str):
+        return typed(value)
+    if isinstance(value, Text) and value in ("", "~", "null", "Null", "NULL"):
+        return None
+    if hint is str or str in inside:
+        return os.path.expanduser(value) if value.startswith("~/") else str(value)
+    read = typed(value)
+    return str(value) if type(read) is int and hint is not Any else read  # OmegaConf reads 010 as 10, YAML as 8
+
+
+def _check(config: Any, where: str) -> None:
+    for field in dataclasses.fields(config):
+        value, dotted = getattr(config, field.name), ".".join(filter(None, (where, field.name)))
+        if dataclasses.is_dataclass(value):
+            _check(value, dotted)
+        else:
+            check(field, value, dotted)
+
+
+def _complete(table: str, mapping: Any, dotted: str) -> Part | None:
     """A part's mapping with the defaults of its Config filled in; {} or null means no part."""
+    mapping = _switch(mapping)
     if not mapping:
         return None
-    _mapping(mapping, dotted)
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"key {dotted!r} got {mapping!r}; expected a mapping of keys to values")
     if "name" not in mapping:
-        raise UserError(f"key {dotted!r} has no 'name'; expected one of {', '.join(sorted(_import(table)))}")
-    cls = lookup(table, mapping["name"])
+        raise UserError(f"key {dotted!r} has no 'name'; expected one of {', '.join(sorted(import_name(table)))}")
+    name = str(mapping["name"])
     own = {key: value for key, value in mapping.items() if key != "name"}
-    return {"name": mapping["name"], **dataclasses.asdict(resolve(cls.Config, own, where=dotted))}
-
-
-def nested_schema(schema: type, key: str) -> type | None:
-    """The dataclass a field holds, if it holds one (also `X | None`)."""
-    hint = _hints(schema).get(key)
-    for candidate in (hint, *getattr(hint, "__args__", ())):
-        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
-            return candidate
-    return None
-
-
-def type_name(schema: type, key: str) -> str:
-    """A field's type as a person would write it: `int`, `str | None`, `list[float]`."""
-    hint = _hints(schema)[key]
-    return hint.__name__ if isinstance(hint, type) and not getattr(hint, "__args__", ()) else str(hint)
-
-
-def _hints(schema: type) -> dict[str, Any]:
-    import typing
-
-    return typing.get_type_hints(schema)
-
-
-def _leaf_schema(schema: type) -> type:
-    """`schema` without its nested dataclasses and parts, for OmegaConf to check the plain values' types."""
-    hints = _hints(schema)
-    kept = []
-    for field in dataclasses.fields(schema):
-        if nested_schema(schema, field.name) or {"part", "parts"} & field.metadata.keys():
-            continue
-        if field.default_factory is not dataclasses.MISSING:
-            default = dataclasses.field(default_factory=field.default_factory)
-        elif field.default is dataclasses.MISSING:
-            default = dataclasses.field(default=MISSING)
-        else:
-            default = dataclasses.field(default=field.default)
-        kept.append((field.name, hints[field.name], default))
-    return dataclasses.make_dataclass(schema.__name__, kept)
+    config = resolve(lookup(table, name).Config, own, where=dotted)
+    whole = Part({"name": name} | dataclasses.asdict(config))
+    whole.config = config
+    return whole
 
 
 def dump(config: Any) -> str:
     """A resolved config as YAML that reads back to the same config."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+    return OmegaConf.to_yaml(_dicts(dataclasses.asdict(config)))
+
+
+def _dicts(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _dicts(each) for key, each in value.items()}
+    return [_dicts(each) for each in value] if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -268,14 +295,13 @@ def parse(
     *,
     aliases: Mapping[str, Alias] | None = None,
     about: str = "",
-    default_config: str | None = None,
     translate: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Any:
     """Read a job's command line.
 
     Understood, freely mixed: `--config FILE` (repeatable), `key.sub=value`, `--key.sub value`,
     `--flag value`, `--flag=value`, `--flag` / `--no-flag` for booleans, `--dry-run` (print the resolved
-    config and exit), `--help`. Every top-level field of `schema` is also a flag (`_` written as `-`);
+    config and exit), `--help [PART]`. Every top-level field of `schema` is also a flag (`_` written as `-`);
     `aliases` adds the spellings of the papers' READMEs, `translate` turns their YAML files into ours.
 
     Raises: UserError for anything not understood. SystemExit(0) after --help and --dry-run.
@@ -283,40 +309,29 @@ def parse(
     argv = list(sys.argv[1:] if argv is None else argv)
     aliases = dict(aliases or {})
     if "--help" in argv or "-h" in argv:
-        print(_help(schema, aliases, about))
+        at = next(i for i, word in enumerate(argv) if word in ("--help", "-h"))
+        print(show(schema, aliases, about, argv[at + 1 : at + 2]))
         raise SystemExit(0)
-    raw: dict[str, Any] = read_yaml(default_config) if default_config else {}
-    dry_run = False
+    raw: dict[str, Any] = {}
     command_line: dict[str, Any] = {}
-    at = 0
-    while at < len(argv):
-        word = argv[at]
-        at += 1
-        if word == "--dry-run":
-            dry_run = True
+    fields = set(hints(schema))
+    dry_run = "--dry-run" in argv
+    words = [word for word in argv if word != "--dry-run"]
+    while words:
+        flag, equals, value = words.pop(0).partition("=")
+        if flag.startswith("--"):
+            flag = flag[2:]
+            if not equals:
+                value = _value(words, is_switch(schema, flag, aliases))
+        elif not equals:
+            raise UserError(f"got {flag!r}; expected --flag VALUE or key=value (see --help)")
+        elif flag not in {*aliases, "config"}:
+            command_line = merge(command_line, _read_entry(f"{flag}={value}"))
             continue
-        if not word.startswith("--"):
-            key, equals, value = word.partition("=")
-            if not equals:
-                raise UserError(f"got {word!r}; expected --flag VALUE or key=value (see --help)")
-            if key == "config":
-                raw = merge(raw, respell(translate(read_yaml(value)), aliases))
-                continue
-            entries = _flag_entries(schema, key, value, aliases) if key in aliases else [word]
-        else:
-            flag, equals, value = word[2:].partition("=")
-            if not equals:
-                takes_none = at >= len(argv) or argv[at].startswith("--") or _is_switch(schema, flag, aliases)
-                if takes_none and not (at < len(argv) and argv[at].lower() in ("true", "false")):
-                    value = "true"
-                else:
-                    value = argv[at]
-                    at += 1
-            if flag == "config" or (flag == "model-config" and not _is_known(schema, flag, aliases)):
-                raw = merge(raw, respell(translate(read_yaml(value)), aliases))
-                continue
-            entries = _flag_entries(schema, flag, value, aliases)
-        for entry in entries:
+        if flag == "config" or (flag == "model-config" and flag not in aliases and "model_config" not in fields):
+            raw = merge(raw, respell(translate(_read_text(value)), aliases))
+            continue
+        for entry in _flag_entries(fields, flag, value, aliases):
             command_line = merge(command_line, _read_entry(entry))
     config = resolve(schema, merge(raw, command_line))
     if dry_run:
@@ -325,16 +340,10 @@ def parse(
     return config
 
 
-def _is_known(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:
-    return flag in aliases or flag.replace("-", "_") in {field.name for field in dataclasses.fields(schema)}
-
-
-def _read_entry(entry: str) -> dict[str, Any]:
-    """`key.sub=value` as a mapping."""
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([entry]), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {entry!r}: {str(error).splitlines()[0]}; expected key=value") from error
+def _value(words: list[str], switch: bool) -> str:
+    """The value of a flag without `=`: the next word, or `true` where none follows or the flag takes none."""
+    takes = bool(words) and not words[0].startswith("--")
+    return words.pop(0) if takes and (not switch or words[0].lower() in ("true", "false")) else "true"
 
 
 def respell(raw: Mapping[str, Any], aliases: Mapping[str, Alias]) -> dict[str, Any]:
@@ -362,64 +371,17 @@ def respell(raw: Mapping[str, Any], aliases: Mapping[str, Alias]) -> dict[str, A
     return rest
 
 
-def _is_switch(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:
-    if flag.startswith("no-") and flag not in aliases:
-        return True
-    target = aliases.get(flag, flag.replace("-", "_"))
-    if callable(target):
-        return getattr(target, "switch", False)
-    for key in target.split(".")[:-1]:
-        nested = nested_schema(schema, key)
-        if nested is None:
-            return False
-        schema = nested
-    return _hints(schema).get(target.split(".")[-1]) is bool
-
-
-def _flag_entries(schema: type, flag: str, value: str, aliases: Mapping[str, Alias]) -> list[str]:
-    fields = {field.name for field in dataclasses.fields(schema)}
+def _flag_entries(fields: set[str], flag: str, value: str, aliases: Mapping[str, Alias]) -> list[str]:
+    """What a flag means, as `key=value` entries."""
     if flag in aliases:
         target = aliases[flag]
         return target(value) if callable(target) else [f"{target}={value}"]
     if "." in flag or flag.replace("-", "_") in fields:
         return [f"{flag.replace('-', '_')}={value}"]
     if flag.startswith("no-"):
-        inverted = _flag_entries(schema, flag[3:], "false", aliases)
-        return inverted
+        return _flag_entries(fields, flag[3:], "false", aliases)
     known = sorted({*aliases, *(name.replace("_", "-") for name in fields)})
-    raise UserError(f"unknown flag '--{flag}'{_nearest(flag, known)}; see --help")
-
-
-def _help(schema: type, aliases: Mapping[str, Alias], about: str) -> str:
-    lines = [about.strip(), "", "usage: [--config FILE] [--flag VALUE | key.sub=value ...] [--dry-run]", "", "options:"]
-    spelled = {target: flag for flag, target in aliases.items() if isinstance(target, str)}
-
-    def walk(schema: type, prefix: str) -> None:
-        for field in dataclasses.fields(schema):
-            dotted = f"{prefix}{field.name}"
-            nested = nested_schema(schema, field.name)
-            if nested:
-                lines.append(f"  {dotted}: {field.metadata.get('help', '')}".rstrip(": "))
-                walk(nested, f"{dotted}.")
-                continue
-            flag = (
-                f"--{spelled[dotted]}"
-                if dotted in spelled
-                else (f"--{field.name.replace('_', '-')}" if not prefix else "")
-            )
-            default = (
-                field.default
-                if field.default is not dataclasses.MISSING
-                else (field.default_factory() if field.default_factory is not dataclasses.MISSING else MISSING)
-            )
-            shown = "required" if default == MISSING else f"default {default!r}"
-            table = field.metadata.get("part") or field.metadata.get("parts")
-            about_table = f" (names: {table})" if table else ""
-            lines.append(f"  {dotted}{'  ' + flag if flag else ''}")
-            lines.append(f"      {field.metadata.get('help', '')}{about_table} [{shown}]")
-
-    walk(schema, "")
-    return "\n".join(lines)
+    raise UserError(f"unknown flag '--{flag}'{nearest(flag, known)}; see --help")
 
 
 def main(job: Callable[[], Any]) -> None:

@@ -7,13 +7,12 @@ Source: RobusTok, xqgan_train.py and xqgan_post_train.py; spec robustok 1.8.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import merge, read_yaml
-from common.errors import UserError
+from common.config import merge, read_yaml, typed
+from common.errors import UserError, nearest
 
 __all__ = ["from_robustok"]
 
@@ -77,16 +76,16 @@ def from_robustok(raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not THEIRS & raw.keys():
         return dict(raw)
+    written, raw = raw, typed(raw)
     known = {*RENAMED, *CHOICES, *ONLY, *WITHOUT_EFFECT, *TOGETHER}
     changes: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
-            near = "".join(f" (did you mean {name!r}?)" for name in difflib.get_close_matches(key, known, n=1))
-            raise UserError(f"unknown key {key!r} in a RobusTok config{near}")
+            raise UserError(f"unknown key {key!r} in a RobusTok config{nearest(key, known)}")
         if value is None:
             continue
         if key in RENAMED:
-            changes[RENAMED[key]] = value
+            changes[RENAMED[key]] = written[key]
         elif key in CHOICES:
             changes |= {k: v for k, v in _one_of(key, value, CHOICES[key]).items() if k != "freeze"}
         elif key in ONLY:
