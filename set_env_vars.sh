@@ -2,7 +2,13 @@
 # Variables of the papers' READMEs. Source it from any folder: . set_env_vars.sh
 # What is already set stays as it is. The launchers in scripts/ source it themselves.
 
-_gpus_here() { nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true; }
+_gpus_here() { # the GPUs that CUDA_VISIBLE_DEVICES leaves visible, or else all that the driver lists
+    if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        echo "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | sed '/^ *-1/,$d' | grep -c '[^ ]' || true
+    else
+        nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true
+    fi
+}
 
 # Where things are.
 PROJECT_ROOT="${PROJECT_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)}"
@@ -27,7 +33,7 @@ fi
 NNODES="${NNODES:-1}"
 NODE_RANK="${NODE_RANK:-0}"
 MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
-PORT="${PORT:-3343}"
+PORT="${PORT:-}" # of MASTER_ADDR; empty = a free one on a single machine, 3343 on several
 
 # Nothing asks for a login: with no key, Weights & Biases (off unless a config asks for it) stays offline.
 if [ -z "${WANDB_API_KEY:-}" ]; then WANDB_MODE="${WANDB_MODE:-offline}"; export WANDB_MODE; fi

@@ -1,4 +1,4 @@
-"""Look at a code store: decode some of its codes back to images.
+"""Decode some codes of a code store to images.
 
     bash scripts/check_code_c2i.sh --code-path STORE --vq-ckpt RUN --sample-dir OUT
 
@@ -17,11 +17,10 @@ from tqdm import tqdm
 import tokenizer as tokenizers
 from autoregressive.paper_flags import COMMON_FLAGS
 from common import config, dist
-from common.checkpoint import fingerprint, resolve_folder
 from common.codes import CodeStore
 from common.config import MISSING, opt
-from common.errors import UserError
 from common.images import to_pixels, write_png
+from tokenizer.frozen_codes import check_codes_of
 
 
 @dataclass
@@ -37,12 +36,11 @@ class CheckConfig:
 
 @torch.inference_mode()
 def run(config: CheckConfig) -> None:
-    """Raises: UserError when the store was made by another tokenizer."""
+    """Raises: UserError when another tokenizer made the store."""
     world = dist.init(config.device)
     store = CodeStore(config.code_path)
-    if store.meta["tokenizer"] not in (None, fingerprint(resolve_folder(config.vq_ckpt))):
-        raise UserError(f"{config.code_path!r} are codes of another tokenizer than {config.vq_ckpt!r}; pass that one")
     model = tokenizers.load(config.vq_ckpt, config.weights, world.device, config.tok_config)
+    check_codes_of(store.meta.get("codes_of"), model, f"code store {config.code_path!r}")
     out, count = Path(config.sample_dir), min(config.num_images, len(store))
     out.mkdir(parents=True, exist_ok=True)
     for index in tqdm(np.linspace(0, len(store) - 1, count).round().astype(int).tolist(), unit="image"):

@@ -129,11 +129,12 @@ class DrawConfig:
 class SampleConfig(DrawConfig):
     """Everything `python -m autoregressive.sample` reads."""
 
-    sample_dir: str = opt(MISSING, "folder for the PNGs; <sample_dir>.npz is written beside it")
+    sample_dir: str = opt(MISSING, "folder for PNGs and labels; <sample_dir>.npz is written beside it")
     num_images: int = opt(50000, "images in all")
     classes: list[int] | None = opt(None, "only these classes, a folder each; null = all")
     labels: str = opt("balanced", "balanced (classes take turns) | uniform (each image draws its class)")
     num_tokens: int | None = opt(None, "codes per image, at most the generator's; null = all")
+    png: bool = opt(True, "write PNGs, from which an interrupted job resumes; false = only the .npz")
 
 
 @dataclass

@@ -5,7 +5,6 @@ earlier download knows them; what arrives first is recorded in <out>/checksums.j
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 from common import config
 from common.config import opt, read_yaml, resolve
 from common.download import Fetched, fetch_file
-from common.errors import UserError
+from common.errors import UserError, nearest
 
 TABLE = "configs/zoo.yaml"
 
@@ -80,9 +79,7 @@ def run(config: DownloadConfig) -> list[Path]:
         raise UserError("no checkpoint named; give NAME... (one of the names that --list prints)")
     for name in config.names:
         if name not in table:
-            close = difflib.get_close_matches(name, table, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise UserError(f"unknown checkpoint {name!r}{hint}; --list prints all {len(table)} names")
+            raise UserError(f"unknown checkpoint {name!r}{nearest(name, table)}; --list prints all {len(table)} names")
     return [_download(name, table[name], config) for name in config.names]
 
 

@@ -16,16 +16,17 @@ from autoregressive.config import ExtractConfig
 from autoregressive.paper_flags import EXTRACT_FLAGS
 from common import checkpoint, config, dist
 from common.codes import ChunkedWriter, hash_names, import_npy
+from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.errors import UserError
 from common.images import center_crop
-from common.shards import open_images
+from tokenizer.frozen_codes import codes_fingerprint
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
 
 
 class Crops(Dataset):
-    """Every augmentation of every image: `pixels` uint8 (A, H, W, 3).
+    """All augmentations of each image: `pixels` uint8 (A, H, W, 3).
 
     Ten-crop, for each range: top left, top right, bottom left, bottom right, centre, then their mirror images.
     """
@@ -106,8 +107,7 @@ def _meta(config: ExtractConfig, model: Tokenizer, folder: ImageFolder, crops: C
         "num_images": len(folder), "num_augmentations": crops.count, "num_tokens": model.num_tokens,
         "codebook_size": model.codebook_size, "classes": folder.classes,
         "tokenizer": checkpoint.fingerprint(checkpoint.resolve_folder(config.vq_ckpt)), "weights": config.weights,
-        "precision": config.precision,
-        "image_size": model.image_size,
+        "codes_of": codes_fingerprint(model), "precision": config.precision, "image_size": model.image_size,
         "crops": [f"ten_crop {reach}" for reach in config.crop_ranges] if config.ten_crop else ["centre, mirrored"],
         "image_order": hash_names(folder.names()),
     }
@@ -115,7 +115,7 @@ def _meta(config: ExtractConfig, model: Tokenizer, folder: ImageFolder, crops: C
 
 def _import(config: ExtractConfig) -> Path:
     if not config.codebook_size:
-        raise UserError("--from-npy needs --codebook-size: files of codes do not say how many different ones there are")
+        raise UserError("--from-npy needs --codebook-size: the files do not say how many different codes there are")
     root = Path(config.from_npy)
     found = {kind: sorted(root.glob(f"*_{kind}")) for kind in ("codes", "labels")}
     if any(len(folders) != 1 for folders in found.values()):

@@ -1,6 +1,6 @@
 """Make pairs for post-training: `python -m autoregressive.make_pairs --gpt-ckpt RUN --vq-ckpt RUN --data-path DIR
---out PAIRS --sigma 0.7 --cfg-scale 2.0`. The generator rewrites 1 - sigma of each image's codes in the presence of the
-rest. An interrupted job continues with the same command, on any number of processes."""
+--out PAIRS --sigma 0.7 --cfg-scale 2.0`. The generator replaces 1 - sigma of each image's codes, given the others. An
+interrupted job continues with the same command, on any number of processes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from autoregressive.released import class_names
 from autoregressive.sample import ImageSampler
 from common import checkpoint, config, dist
 from common.codes import hash_names
+from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.errors import UserError
 from common.images import from_pixels
+from common.numerics import numpy_generator
 from common.pairs import PairWriter
 from tokenizer.frozen_codes import codes_fingerprint
 
@@ -39,7 +41,7 @@ def _prefix(sigma: float, num_tokens: int) -> np.ndarray:
 
 
 def _schedule(sigma: float, num_tokens: int) -> np.ndarray:
-    """Falls linearly from min(1, 2 sigma), so that the mean is sigma."""
+    """Falls linearly from min(1, 2 sigma); the mean is sigma."""
     first = min(1.0, 2 * sigma)
     return np.linspace(first, 2 * sigma - first, num_tokens)
 
@@ -60,7 +62,7 @@ def draw_keep(policy: str, sigma: float, num_tokens: int, seed: int, ids: np.nda
     if not 0 <= sigma <= 1:
         raise UserError(f"--sigma is {sigma}; expected a share of kept codes in [0, 1]")
     probabilities = POLICIES[policy](sigma, num_tokens)
-    rows = [np.random.Generator(np.random.Philox(key=[seed, int(i) % 2**64])).random(num_tokens) for i in ids]
+    rows = [numpy_generator(seed, "keep", int(i)).random(num_tokens) for i in ids]
     return np.stack(rows) < probabilities
 
 
@@ -68,10 +70,11 @@ def run(config: PairsConfig) -> Path:
     """The job behind `python -m autoregressive.make_pairs`: returns the pair set's path."""
     world = dist.init(config.device)
     sampler = ImageSampler.load(config, world.device)
-    folder = ImageFolder(config.data_path, sampler.tokenizer.image_size)
-    _check(config, sampler, folder)
+    known = class_names(config.gpt_ckpt, sampler.generator.num_classes)
+    folder = open_images(config.data_path, sampler.tokenizer.image_size, classes=known)
+    _check(config, sampler)
     chosen = choose(len(folder), config.num_samples, config.seed)
-    names = [str(Path(path).relative_to(config.data_path)) for path in folder.paths]
+    names = folder.names()
     writer = PairWriter(config.out, _meta(config, sampler, folder, [names[index] for index in chosen]))
     todo = dist.claim(writer, world)
     total = sum(len(writer.samples(number)) for number in todo)
@@ -97,11 +100,11 @@ def choose(count: int, num_samples: int | None, seed: int) -> list[int]:
         num_samples = count
     if not 1 <= num_samples <= count:
         raise UserError(f"--num-samples is {num_samples}; the folder has {count} images")
-    return np.random.Generator(np.random.Philox(seed)).permutation(count)[:num_samples].tolist()
+    return numpy_generator(seed, "images").permutation(count)[:num_samples].tolist()
 
 
 def image_ids(paths: list[str]) -> np.ndarray:
-    """int64 (n,) from the paths: what an image draws depends on its name, not on which others are in the folder."""
+    """int64 (n,) from the paths: what is drawn for an image depends on its name, not on the other images."""
     digests = [hashlib.sha256(path.encode()).digest()[:8] for path in paths]
     return np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64)
 
@@ -110,7 +113,7 @@ def _draw(
     config: PairsConfig, sampler: ImageSampler, folder: ImageFolder, indices: list[int], ids: np.ndarray, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes and kept places, (n, L) each, of one shard. Batches begin at the shard's first sample, so that a resumed
-    job computes in the same shapes, and thus with the same rounding."""
+    job computes in the same shapes and rounds alike."""
     length, device = sampler.generator.num_tokens, next(sampler.generator.parameters()).device
     keep = draw_keep(config.keep, config.sigma, length, config.seed, ids)
     rows, at = [], 0
@@ -128,21 +131,14 @@ def _draw(
     return np.concatenate(rows), keep
 
 
-def _check(config: PairsConfig, sampler: ImageSampler, folder: ImageFolder) -> None:
-    # Wrong settings must not claim the folder.
+def _check(config: PairsConfig, sampler: ImageSampler) -> None:
+    """Wrong settings must not claim the folder."""
     config.guidance.scales(check_num_tokens(sampler.generator, None))
     draw_keep(config.keep, config.sigma, 1, config.seed, np.zeros(1, np.int64))
-    known = class_names(config.gpt_ckpt, sampler.generator.num_classes)
-    named = not all(name.isdigit() for name in known)
-    if len(folder.classes) > len(known) or (named and known[: len(folder.classes)] != folder.classes):
-        raise UserError(
-            f"{config.data_path!r} has {len(folder.classes)} classes that are not the generator's {len(known)}; "
-            "pass the images that its training codes came from (--data-path)"
-        )
 
 
 def _meta(config: PairsConfig, sampler: ImageSampler, folder: ImageFolder, names: list[str]) -> dict[str, Any]:
-    """Everything the pairs depend on, and what reading them takes."""
+    """Everything the pairs depend on, and what their readers need."""
     tokenizer = sampler.tokenizer
     return {
         "num_samples": len(names), "shard": config.shard, "codebook_size": tokenizer.codebook_size,

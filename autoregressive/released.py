@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -15,11 +14,13 @@ from torch import Tensor, nn
 from autoregressive.models.gpt import GPT, SIZES
 from autoregressive.models.rar import SIZES as RAR_SIZES
 from autoregressive.models.rar import SPARE_POSITIONS
-from common.checkpoint import MANIFEST, load_into, read_config, read_weights, resolve_folder
+from common.checkpoint import load_into, read_config, read_weights, resolve_folder
 from common.config import build, merge, read_yaml
 from common.errors import UserError
 from common.meta import unfilled
+from common.provenance import read_provenance
 from common.weights import read_released
+from tokenizer.frozen_codes import check_codes_of
 from tokenizer.model import Tokenizer
 
 DROPPED = re.compile(r"freqs_cis|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
@@ -162,7 +163,8 @@ def load_compatible(
 ) -> GPT:
     """`autoregressive.load`, for a generator whose codes `tokenizer` can decode; `stated`: parts of its config.
 
-    Raises: UserError if codebooks or lengths do not fit, or the size is not the one that was stated.
+    Raises: UserError if codebooks or lengths do not fit, the generator was trained on the codes of another tokenizer,
+    or its size is not the one that was stated.
     """
     config = stated
     if resolve_folder(path).is_file() and read_generator(path, weights)[0].get("positions") == "rope2d":
@@ -173,6 +175,7 @@ def load_compatible(
             f"generator {str(path)!r} makes {model.num_tokens} codes below {model.codebook_size}, this tokenizer takes "
             f"{tokenizer.num_tokens} below {tokenizer.codebook_size}; pass the --vq-ckpt that made its training codes"
         )
+    check_codes_of(read_provenance(path).get("codes_of"), tokenizer, f"generator {str(path)!r}")
     own = getattr(model.config, "size", type(model).__name__)
     if size and size.removeprefix("GPT-") != own.removeprefix("GPT-"):
         raise UserError(f"--gpt-model is {size}, {str(path)!r} holds size {own}; leave the flag out")
@@ -181,6 +184,5 @@ def load_compatible(
 
 def class_names(path: str | Path, num_classes: int) -> list[str]:
     """Names of the classes a generator was trained on; their numbers where the checkpoint does not say."""
-    manifest = resolve_folder(path) / MANIFEST
-    known = (json.loads(manifest.read_text()).get("classes") if manifest.is_file() else None) or []
+    known = read_provenance(path).get("classes") or []
     return [*known, *(str(number) for number in range(len(known), num_classes))]

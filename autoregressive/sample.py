@@ -1,12 +1,13 @@
 """Sample images: `python -m autoregressive.sample --gpt-ckpt RUN --vq-ckpt RUN --sample-dir DIR --cfg-scale 2.0 ...`.
 
-Writes PNGs, labels.npy and settings.json into DIR, and DIR.npz. The same command again makes only what is missing."""
+Writes PNGs, labels.npy and settings.json into DIR, and DIR.npz. The same command again draws only what is missing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,32 +20,33 @@ from tqdm import tqdm
 import tokenizer as tokenizers
 from autoregressive.config import DrawConfig, SampleConfig, Sampling
 from autoregressive.cuda_graph import RecordedDraw, SideQueue
-from autoregressive.fast_linears import EIGHT_BITS, pack_linears, store_in_eight_bits
+from autoregressive.fast_linears import EIGHT_BITS, store_in_eight_bits
 from autoregressive.generate import check_num_tokens, generate
 from autoregressive.guidance import Guidance
 from autoregressive.layers import KVCache, keep_caches_uncompiled
 from autoregressive.models.gpt import GPT
 from autoregressive.paper_flags import SAMPLE_FLAGS
 from autoregressive.released import class_names, load_compatible
-from common import checkpoint, config, dist
+from common import checkpoint, config, dist, npz, numerics, weight_choice
 from common.batching import in_fixed_batches
 from common.data import share
 from common.dist import World
 from common.errors import UserError
 from common.images import read_image, to_pixels, write_png
-from common.npz import NpzWriter
+from common.npz import NpzWriter, PartWriter
+from common.provenance import read_provenance
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
 
 
 class ImageSampler:
-    """A generator and the tokenizer that decodes for it, loaded once for any number of batches and settings."""
+    """A generator and the tokenizer that decodes its codes, loaded once for any number of batches and settings."""
 
     def __init__(
         self, generator: GPT, tokenizer: Tokenizer, precision: str = "none", vq_precision: str = "none",
         compile: bool = False,
     ) -> None:
-        """Takes both models over: below fp32 and compiled they are changed in place.
+        """Below fp32 and when compiled, both models are changed in place.
 
         Raises: UserError for an unknown precision.
         """
@@ -55,10 +57,8 @@ class ImageSampler:
             generator = generator.to(torch.bfloat16)
         if precision in EIGHT_BITS:
             store_in_eight_bits(generator, precision)
-        elif precision == "bf16" and device.type == "cpu":
-            pack_linears(generator)
         if compile:
-            from common.parallel import compile_units  # it imports FSDP, which no other sampling has to wait for
+            from common.parallel import compile_units  # imports FSDP, which takes time and is not needed otherwise
 
             keep_caches_uncompiled()
             compile_units(generator)
@@ -69,6 +69,8 @@ class ImageSampler:
 
     @classmethod
     def load(cls, config: DrawConfig, device: torch.device) -> ImageSampler:
+        weight_choice.announce("tokenizer", config.vq_ckpt, config.vq_weights, "vq-weights")
+        weight_choice.announce("generator", config.gpt_ckpt, config.gpt_weights, "gpt-weights")
         tokenizer = tokenizers.load(config.vq_ckpt, config.vq_weights, device, config.tok_config, config.image_size)
         stated = {key: value for key, value in config.generator.items() if value is not None} or None
         generator = load_compatible(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model, stated)
@@ -97,81 +99,115 @@ class ImageSampler:
 
 
 def choose_labels(config: SampleConfig, num_classes: int) -> np.ndarray:
-    """The class of each image, int64 (num_images,); a shorter run's labels are a prefix of a longer one's.
+    """The class of each image, int64 (num_images,); the labels of a short run are a prefix of those of a long one.
 
-    Raises: UserError for classes that the generator does not know.
+    Raises: UserError for classes outside the generator's range.
     """
     classes = np.asarray(range(num_classes) if config.classes is None else config.classes, dtype=np.int64)
     if not len(classes) or classes.min() < 0 or classes.max() >= num_classes:
-        raise UserError(f"--class-idx got {config.classes}; this generator knows classes 0 to {num_classes - 1}")
+        raise UserError(f"--class-idx got {config.classes}; this generator has classes 0 to {num_classes - 1}")
     if config.labels == "balanced":
         return classes[np.arange(config.num_images) % len(classes)]
     if config.labels == "uniform":
-        drawn = np.random.Generator(np.random.Philox(config.seed)).random(config.num_images)
+        drawn = numerics.numpy_generator(config.seed, "labels").random(config.num_images)
         return classes[(drawn * len(classes)).astype(np.int64)]
     raise UserError(f"labels got {config.labels!r}; expected balanced or uniform")
 
 
 def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
-    """Make the images that are not there yet, pack the first num_images into `<sample_dir>.npz`; returns its path.
+    """Draw the images that do not exist yet and pack the first num_images into `<sample_dir>.npz`; returns its path.
 
-    Raises: UserError if the folder holds samples of other settings.
+    Raises: UserError if the folder contains samples of other settings.
     """
-    # Wrong settings must not claim the folder.
+    # Invalid settings must not claim the folder.
     config.guidance.scales(check_num_tokens(sampler.generator, config.num_tokens))
-    folder = Path(config.sample_dir)
+    folder, packed = Path(config.sample_dir), _packed(Path(config.sample_dir))
     labels = choose_labels(config, sampler.generator.num_classes)
     paths = _paths(folder, labels, config, sampler.generator.num_classes)
+    settings = _settings(config)
+    names = read_provenance(config.gpt_ckpt).get("classes")
+    about = {"kind": "generation", "num_images": len(paths), "class_names": names, **settings}
     if world.is_main:
-        _claim(folder, _settings(config))
-        for parent in {path.parent for path in paths}:
+        _claim(folder, settings)
+        for parent in {path.parent for path in paths} if config.png else ():
             parent.mkdir(parents=True, exist_ok=True)
         np.save(folder / "labels.npy", labels)
     dist.barrier()
-    todo = [index for index, path in enumerate(paths) if not path.is_file()]
-    dist.barrier()  # Nobody writes while others still look for what is missing.
+    found = npz.read_about(packed)
+    if config.png:
+        todo = [index for index, path in enumerate(paths) if not path.is_file()]
+    else:
+        same = found and {**found, "num_images": 0} == {**about, "num_images": 0}
+        todo = list(range(found["num_images"] if same else 0, len(paths)))
+    dist.barrier()  # No rank writes while others still list what is missing.
+    if not todo and found == about:
+        return packed
     mine = [todo[at] for at in share(len(todo), world.rank, world.size)]
-    bar = tqdm(total=len(mine), desc=folder.name, unit="image", disable=not world.is_main, dynamic_ncols=True)
-    queue = SideQueue(world.device)
-    with bar, ThreadPoolExecutor() as writers:
+    part = PartWriter(packed, world.rank)
+    with ThreadPoolExecutor() as writers:
         written: list[Future] = []
-
-        def write(ids: list[int], images: np.ndarray) -> None:
-            """PNGs of one batch are compressed while the next is drawn."""
-            nonlocal written
-            _wait(written)
-            written = [writers.submit(write_png, paths[index], image) for index, image in zip(ids, images, strict=True)]
-            bar.update(len(ids))
-
-        drawn: tuple[list[int], Callable[[], np.ndarray]] | None = None
-        for at in range(0, len(mine), config.batch_size):
-            ids = mine[at : at + config.batch_size]
-            codes = sampler.codes(
-                torch.from_numpy(labels[ids]).to(world.device), torch.tensor(ids, device=world.device),
-                config.guidance, config.sampling, config.seed, config.num_tokens,
-            )
-            # On a GPU this batch is only queued yet: the one before is decoded beside it.
-            previous, drawn = drawn, (ids, queue.after_now(sampler.pixels, codes))
-            if previous:
-                write(previous[0], previous[1]())
-        if drawn:
-            write(drawn[0], drawn[1]())
+        for ids, images in _drawn(sampler, config, labels, mine, world):
+            part.write(images)
+            if config.png:  # compressed while the next batch is drawn
+                _wait(written)
+                pairs = zip((paths[index] for index in ids), images, strict=True)
+                written = [writers.submit(write_png, path, image) for path, image in pairs]
         _wait(written)
+    part.close()
     dist.barrier()
-    packed = _packed(folder)
     if world.is_main:
         side = sampler.tokenizer.image_size
-        about = {"kind": "generation", "num_images": len(paths), **_settings(config)}
-        writer = NpzWriter(packed, len(paths), (side, side), about)
-        for path in paths:
-            writer.write(np.asarray(read_image(path))[None])
-        writer.close()
+        _pack(packed, paths, todo, config.png, (side, side), world.size, about)
     dist.barrier()
     return packed
 
 
+def _drawn(
+    sampler: ImageSampler, config: SampleConfig, labels: np.ndarray, mine: list[int], world: World
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Image numbers and their images, uint8 (B,H,W,3), batch by batch.
+
+    On a GPU the next batch of codes is queued before this one is decoded, so both run at the same time.
+    """
+    bar = tqdm(
+        total=len(mine), desc=Path(config.sample_dir).name, unit="image", disable=not world.is_main, dynamic_ncols=True
+    )
+    queue = SideQueue(world.device)
+    waiting: tuple[list[int], Callable[[], np.ndarray]] | None = None
+    with bar:
+        for at in range(0, len(mine) + config.batch_size, config.batch_size):
+            ids, previous, waiting = mine[at : at + config.batch_size], waiting, None
+            if ids:
+                codes = sampler.codes(
+                    torch.from_numpy(labels[ids]).to(world.device), torch.tensor(ids, device=world.device),
+                    config.guidance, config.sampling, config.seed, config.num_tokens,
+                )
+                waiting = ids, queue.after_now(sampler.pixels, codes)
+            if previous:
+                yield previous[0], previous[1]()
+                bar.update(len(previous[0]))
+
+
+def _pack(
+    packed: Path, paths: list[Path], drawn: list[int], from_png: bool, size: tuple[int, int], ranks: int,
+    about: dict[str, Any],
+) -> None:
+    """Write the `.npz`: new images come from the ranks' parts, earlier ones from PNGs or from the `.npz` before."""
+    fresh = set(drawn)
+    new = (image for block in npz.read_parts(packed, size, ranks) for image in block)
+    if from_png:
+        old = (np.asarray(read_image(path)) for index, path in enumerate(paths) if index not in fresh)
+    else:
+        old = (image for block in npz.stream(packed, npz.BLOCK) for image in block)
+    writer = NpzWriter(packed, len(paths), size, about)
+    for index in range(len(paths)):
+        writer.write(next(new if index in fresh else old)[None])
+    writer.close()
+    npz.remove_parts(packed, ranks)
+
+
 def _wait(written: list[Future]) -> None:
-    """Until all is written. Raises: what went wrong on the way."""
+    """Wait for all files. Raises: the first exception of a writer."""
     for each in written:
         each.result()
 
@@ -187,7 +223,7 @@ def run(config: SampleConfig) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Delete what `sample` made in and beside `folder`, and nothing else that somebody may have put there."""
+    """Delete the files that `sample` wrote in and beside `folder`, and no others."""
     _packed(folder).unlink(missing_ok=True)
     for name in ("labels.npy", "settings.json"):
         (folder / name).unlink(missing_ok=True)
@@ -202,7 +238,7 @@ def _packed(folder: Path) -> Path:
 
 
 def _paths(folder: Path, labels: np.ndarray, config: SampleConfig, num_classes: int) -> list[Path]:
-    """`<index>.png`; with chosen classes `class_<id>_<name>/<name>_<place in class>.png`."""
+    """`<index>.png`; with chosen classes `class_<id>_<name>/<name>_<number within the class>.png`."""
     if config.classes is None:
         return [folder / f"{index:06d}.png" for index in range(len(labels))]
     names = [name.split(",")[0].replace("/", "-") for name in class_names(config.gpt_ckpt, num_classes)]
@@ -233,7 +269,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         differing = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
         if differing:
             raise UserError(
-                f"{str(folder)!r} holds samples of other settings ({', '.join(differing)} differ); "
+                f"{str(folder)!r} contains samples of other settings ({', '.join(differing)} differ); "
                 "choose another --sample-dir or remove it"
             )
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,14 +19,16 @@ from autoregressive.regression import RegressedGenerator
 from common import checkpoint, config, dist, loop, numerics, optim, parallel
 from common.codes import CodeStore
 from common.config import build
+from common.containers import open_images
 from common.data import batches, share, stream
 from common.dist import World
 from common.errors import UserError
 from common.estimate import measure
 from common.images import from_pixels
 from common.paper_flags import joined
-from common.shards import open_images
 from common.token_lines import TokenLines
+from common.trainee import Trainee
+from tokenizer.frozen_codes import codes_fingerprint
 from tokenizer.model import Tokenizer
 
 
@@ -51,36 +53,41 @@ def position_losses(
 
 
 class Source:
-    """Where codes come from: a store, or images and the tokenizer that encodes them in every step."""
+    """The training codes: a store, or images and the tokenizer that encodes them in every step."""
 
     def __init__(self, config: TrainConfig, world: World) -> None:
-        """Raises: UserError unless exactly one of data.codes and data.root is given, data.root with a tokenizer."""
+        """Raises: UserError unless exactly one of data.codes and data.root is given, data.root with a tokenizer; and
+        when the codes are not those of data.vq_ckpt."""
         data, seed = config.data, config.run.seed
         if bool(data.codes) == bool(data.root):
             raise UserError("give either a code store (--code-path) or an image folder (--data-path with --vq-ckpt)")
         self.device = world.device
         self.tokenizer: Tokenizer | None = None
         self.dataset: Dataset[dict[str, Any]]
+        self.codes_of: str | None = None
+        if data.vq_ckpt:
+            named = (data.tok_config, data.image_size)
+            tokenizer = tokenizers.load(data.vq_ckpt, data.weights, world.device, *named)
+            self.codes_of = codes_fingerprint(tokenizer)
         if data.codes:
             self.dataset = open_codes(data.codes, config.model, seed)
             self.num_tokens, self.codebook_size = self.dataset.num_tokens, self.dataset.codebook_size
-            self.tokenizer_hash = self.dataset.meta["tokenizer"]
-            stated = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt)) if data.vq_ckpt else None
-            if self.tokenizer_hash is None:  # a file of tokens does not say what made it
-                self.tokenizer_hash = stated
-            elif stated not in (None, self.tokenizer_hash):
+            recorded = self.dataset.meta.get("codes_of")
+            if None not in (recorded, self.codes_of) and recorded != self.codes_of:
                 raise UserError(f"{data.codes!r} are not codes of {data.vq_ckpt!r}; leave --vq-ckpt out")
+            self.codes_of = recorded or self.codes_of
         else:
             if not data.vq_ckpt:
                 raise UserError("images need a tokenizer to be encoded by; give --vq-ckpt RUN (data.vq_ckpt)")
-            named = (data.tok_config, data.image_size)
-            self.tokenizer = tokenizers.load(data.vq_ckpt, data.weights, world.device, *named)
-            self.num_tokens = config.model["num_tokens"] or self.tokenizer.num_tokens
-            self.codebook_size = self.tokenizer.codebook_size
-            self.tokenizer_hash = checkpoint.fingerprint(checkpoint.resolve_folder(data.vq_ckpt))
-            size = self.tokenizer.image_size
-            self.dataset = open_images(data.root, size, data.crop, data.flip, seed, data.bad_images)
+            self.tokenizer = tokenizer
+            self.num_tokens = config.model["num_tokens"] or tokenizer.num_tokens
+            self.codebook_size = tokenizer.codebook_size
+            self.dataset = open_images(data.root, tokenizer.image_size, data.crop, data.flip, seed, data.bad_images)
         self.classes = self.dataset.classes
+
+    def provenance(self) -> dict[str, Any]:
+        """What checkpoints record of the data; see `common.provenance`."""
+        return {"classes": self.classes, "codes_of": self.codes_of, "data": self.dataset.facts()}
 
     def codes(self, batch: dict[str, Tensor]) -> Tensor:
         """int64 (B, num_tokens) of a batch, on the device."""
@@ -89,9 +96,9 @@ class Source:
         return self.tokenizer.encode(from_pixels(batch["pixels"].to(self.device)))[:, : self.num_tokens]
 
     def complete(self, model: dict[str, Any]) -> dict[str, Any]:
-        """The generator's config with the numbers that the data determine.
+        """The generator's config, completed with the numbers that the data determine.
 
-        Raises: UserError if the config states other ones.
+        Raises: UserError if the config states other numbers.
         """
         known = {"codebook_size": self.codebook_size, "num_tokens": self.num_tokens, "num_classes": len(self.classes)}
         for key, value in known.items():
@@ -107,31 +114,24 @@ def open_codes(path: str, model: Mapping[str, Any], seed: int = 0) -> CodeStore 
     return CodeStore(path, model["num_tokens"], seed)
 
 
-class GeneratorTrainee:
-    """Builds the objects of a `TrainConfig` and takes its steps."""
-
-    alarms = ()
+class GeneratorTrainee(Trainee):
+    """A generator that learns to predict codes."""
 
     def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
-        self.config, self.world, self.source = config, world, source
-        torch.manual_seed(config.run.seed)
+        super().__init__(config.run, config.optim, world)
+        self.config, self.source = config, source
         self.model = build("autoregressive.models:GENERATORS", config.model)
         self.regressed = self._regressed() if config.regression else None
-        trained = self.regressed or self.model
-        self.ema = optim.Ema(self.model, config.ema_decay) if config.ema_decay else None
-        self.wrapped = parallel.wrap(trained, config.run, world).train()
-        if self.ema:
-            self.ema.place(config.run, world)
-        self.optimizer = self._optimizer(trained)
+        self.start(self.model, self.regressed, config.ema_decay)
         self.held_out = self._held_out() if config.run.validate_every else None
 
-    def _optimizer(self, trained: nn.Module) -> torch.optim.Optimizer | optim.MuonAdamW:
-        given = self.config.optim
-        if given.muon_lr is None:
-            return optim.adamw(trained, given)
-        if self.config.run.parallel == "fsdp":
+    def make_optimizer(self) -> torch.optim.Optimizer | optim.MuonAdamW:
+        rate = self.config.optim.muon_lr
+        if rate is None:
+            return super().make_optimizer()
+        if self.run.parallel == "fsdp":
             raise UserError("optim.muon_lr needs whole matrices; use run.parallel=ddp or optim.muon_lr=null")
-        return optim.MuonAdamW(trained, given, given.muon_lr)
+        return optim.MuonAdamW(self.trained, self.schedule, rate)
 
     def _regressed(self) -> RegressedGenerator:
         data = self.config.data
@@ -147,46 +147,32 @@ class GeneratorTrainee:
     def _held_out(self) -> CodeStore:
         if not self.config.data.val_codes:
             raise UserError("run.validate_every is set but data.val_codes is not; give --val-code-path STORE")
-        store = CodeStore(self.config.data.val_codes, self.source.num_tokens)
-        if store.codebook_size != self.source.codebook_size or store.classes != self.source.classes:
-            raise UserError("data.val_codes has another codebook or other classes than the training codes")
+        store = CodeStore(self.config.data.val_codes, self.source.num_tokens, classes=self.source.classes)
+        known = (store.meta.get("codes_of"), self.source.codes_of)
+        if store.codebook_size != self.source.codebook_size or (None not in known and known[0] != known[1]):
+            raise UserError("data.val_codes are codes of another tokenizer than the training codes; extract them anew")
         return store
 
-    def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        config = self.config
-        codes, labels = self.source.codes(batch), batch["label"]
-        micro = parallel.micro_batches((codes, labels, *self._draw(codes, step)), config.run.accumulate)
-        self.optimizer.zero_grad(set_to_none=True)
-        logged: dict[str, Tensor] = {}
-        for number, part in enumerate(micro, start=1):
-            with parallel.synchronised(self.wrapped, now=number == len(micro)):
-                losses = self._losses(*part)
-                (sum(losses.values()) / len(micro)).backward()
-            for name, value in losses.items():
-                logged[name] = logged.get(name, 0) + value.detach() / len(micro)
-        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, sum(logged.values()))
-        if self.ema:
-            self.ema.update(self.model)
-        rate = norm.new_tensor(optim.rate(config.optim, step, config.run.steps))
-        return logged | {"train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
+    def inputs(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, ...]:
+        codes = self.source.codes(batch)
+        return codes, batch["label"], *self._draw(codes, step)
 
-    def _losses(
-        self, codes: Tensor, labels: Tensor, drop: Tensor, fed: Tensor, *orders: Tensor
-    ) -> dict[str, Tensor]:
-        """Those of a micro-batch under the names they are logged by; their sum is what is trained."""
+    def losses(
+        self, step: int, number: int, codes: Tensor, labels: Tensor, drop: Tensor, fed: Tensor, *orders: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         with numerics.autocast(self.config.run.precision, self.world.device):
             if self.regressed:
                 logits, others = self.wrapped(fed, labels, drop, codes)
             else:
                 logits, others = self.wrapped(fed, labels, drop, *orders), {}
         losses = {"train/loss": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
-        return losses | {f"train/loss_{name}": value for name, value in others.items()}
+        losses |= {f"train/loss_{name}": value for name, value in others.items()}
+        return sum(losses.values()), losses
 
     def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, ...]:
-        """Which labels of this rank's batch to hide, bool (B,), the codes to feed, int64 (B, N), and the orders (B, N)
-        of a generator that trains on other ones than the codes' own.
+        """Labels to drop, bool (B,), codes to feed, int64 (B,N), and for generators that permute them orders (B,N).
 
-        Everything is drawn for the global batch and sliced, so the number of ranks changes nothing.
+        Everything is drawn for the global batch and sliced, so it does not depend on the number of ranks.
         """
         local, num_tokens = codes.shape
         whole = local * self.world.size
@@ -202,53 +188,38 @@ class GeneratorTrainee:
         if hasattr(self.model, "draw_orders"):
             orders = self.model.draw_orders(whole, step / self.config.run.steps, generator)
             drawn += (orders[mine].to(codes.device),)
-        # Dropout inside the model draws from the global generators: a resumed run repeats what it would have drawn.
-        torch.manual_seed((generator.initial_seed() * 4096 + self.world.rank) % 2**63)
         return drawn
 
-    def network(self) -> nn.Module:
-        """What is sharded."""
-        return self.regressed or self.model
-
     def frozen(self) -> list[nn.Module]:
-        """The tokenizer, where images are tokenized on the fly."""
+        """The tokenizer, when images are tokenized in every step."""
         return [self.source.tokenizer] if self.source.tokenizer else []
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        files = {"model": self.model.state_dict()}
-        if self.ema:
-            files["ema"] = self.ema.state_dict()
-        if self.regressed:
-            files["regression"] = self.regressed.heads.state_dict()
-        return files
-
-    def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
-        if self.ema:
-            state["ema_updates"] = self.ema.updates
-        return state
+        heads = {"regression": self.regressed.heads.state_dict()} if self.regressed else {}
+        return super().weights() | heads
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
-        checkpoint.load_into(self.model, weights("model"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema:
-            checkpoint.load_into(self.ema.module, weights("ema"), "ema")
-            self.ema.updates = state["ema_updates"]
+        super().load(weights, state)
         if self.regressed:
             checkpoint.load_into(self.regressed.heads, weights("regression"), "regression")
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean cross-entropy per code on the held-out store, every code once, labels shown."""
-        model = self.ema.module if self.ema else self.model.eval()
+        """Mean cross-entropy per code on the held-out store, in nats, with labels: `val/loss` of the trained weights,
+        which jobs use by default, and `val/loss_ema` of their average, if there is one."""
+        found = {"val/loss": self._held_out_loss(self.model.eval(), self.wrapped)}
+        if self.ema:
+            found["val/loss_ema"] = self._held_out_loss(self.ema.module, self.ema.module)
+        self.wrapped.train()
+        return found
+
+    @torch.no_grad()
+    def _held_out_loss(self, model: nn.Module, placed: nn.Module) -> float:
         mine = share(len(self.held_out), self.world.rank, self.world.size)
         size = max(1, self.config.data.batch_size // self.world.size)
         pairs = ((batch["codes"], batch["label"]) for batch in batches(self.held_out, mine, size))
-        num_tokens, precision = self.source.num_tokens, self.config.run.precision
-        with parallel.gathered(self.ema.module if self.ema else self.wrapped):
-            losses = position_losses(model, pairs, num_tokens, precision, self.world.device)
-        self.wrapped.train()
-        return {"val/loss": losses.mean().item()}
+        num_tokens, precision = self.source.num_tokens, self.run.precision
+        with parallel.gathered(placed, precision, self.world.device):
+            return position_losses(model, pairs, num_tokens, precision, self.world.device).mean().item()
 
 
 def run(config: TrainConfig) -> None:
@@ -263,9 +234,10 @@ def run(config: TrainConfig) -> None:
             order = (data.batch_size, world.rank, world.size, config.run.seed, start, stop)
             return stream(source.dataset, *order, workers=data.workers)
 
-        meta = {"classes": source.classes, "tokenizer": source.tokenizer_hash}
         described = dataclasses.asdict(config)
-        loop.run(trainee, loader, config.run, config.log, world, described, meta, source.dataset.name)
+        loop.run(
+            trainee, loader, config.run, config.log, world, described, source.provenance(), source.dataset.name
+        )
 
 
 class _NoData:

@@ -1,10 +1,10 @@
-"""Evaluating samples beside as many reference images, as a whole and in its parts.
+"""Evaluation of samples against as many reference images, as a whole and in its parts.
 
-Plain is what evaluation packages do: a convolution, a batch norm and a rectifier after one another in an eager network,
-on both sides in every evaluation, a matrix square root of the product of the covariances, and every distance with its
-own pass over the features. Ours is in steady state, as in a search over guidance scales: the reference's features are
-there from the first evaluation on. It makes figures that plain leaves out: the spatial distance, the inception score,
-and precision and recall in float64 as well.
+Plain is what evaluation packages do: an eager network of separate convolution, batch norm and ReLU, applied to both
+sides in every evaluation, a matrix square root of the product of the covariances, and a pass over the features for
+every distance. Ours is measured in steady state, as in a search over guidance scales: the reference's features exist
+from the first evaluation on. It also computes the spatial distance, the inception score, and precision and recall in
+float64.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scipy.spatial.distance import cdist
 
 from benchmarks.inception_graph import write_graph
 from benchmarks.timing import compare
-from evaluations.c2i.evaluator_torch import Evaluator, at_once
+from evaluations.c2i.evaluator_torch import Evaluator, default_batch_size
 from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.inception import InceptionGraph
 from evaluations.metrics.precision_recall import precision_recall
@@ -34,7 +34,7 @@ __all__ = ["evaluation"]
 def evaluation(
     device: torch.device, images: int = 64, features: int = 2048, dim: int = 2048, width: float = 1.0, whole: int = 512
 ) -> dict[str, Any]:
-    """Images a second of a whole evaluation and of the network, and calls of the two distances.
+    """Images per second of a whole evaluation and of the network, and calls per second of the two distances.
 
     Args:
         whole: images a side of the whole evaluation.
@@ -48,27 +48,34 @@ def evaluation(
     plain.fc = torch.nn.Identity()
     with tempfile.TemporaryDirectory() as folder:
         path = str(write_graph(Path(folder) / "graph.pb", width))
-        graph = InceptionGraph(InceptionGraph.Config(path), device)
+        graph = InceptionGraph(path, device)
         files = [Path(folder) / f"{name}.npz" for name in ("reference", "samples")]
         for file in files:
             np.savez(file, rng.integers(0, 256, (whole, 64, 64, 3), dtype=np.uint8))
         evaluator = Evaluator(files[0], path, device)
         together = compare(
-            lambda: _plain_evaluation(plain, files, dim, device), lambda: evaluator.score(files[1]), whole, device
+            {
+                "plain": lambda: _plain_evaluation(plain, files, dim, device),
+                "ours": lambda: evaluator.score(files[1]),
+            },
+            whole, device,
         )
     one, two = (rng.standard_normal((features, dim), np.float32) * rng.uniform(0.1, 1, dim) for _ in range(2))
     return {
         f"{whole} samples beside {whole} reference images": together,
         f"Inception features, {images} images": compare(
-            partial(_plain_features, plain, pixels),
-            lambda: [graph.features(part) for part in pixels.split(at_once(device))],
+            {
+                "plain": partial(_plain_features, plain, pixels),
+                "ours": lambda: [graph.features(part) for part in pixels.split(default_batch_size(device))],
+            },
             images, device,
         ),
         f"Frechet distance, {features} features a side": compare(
-            partial(_plain_frechet, one, two), lambda: frechet_distance(fit(one), fit(two)), 1, device
+            {"plain": partial(_plain_frechet, one, two), "ours": lambda: frechet_distance(fit(one), fit(two))},
+            1, device,
         ),
         f"precision and recall, {features} features a side": compare(
-            partial(_plain_precision_recall, one, two), lambda: precision_recall(one, two), 1, device
+            {"plain": partial(_plain_precision_recall, one, two), "ours": lambda: precision_recall(one, two)}, 1, device
         ),
     }
 

@@ -2,9 +2,8 @@
 
     python -m benchmarks.inception_graph --out graph.pb [--width 0.0625]
 
-At width 1 the file has the genuine one's size (95.7 MB) and costs what it costs; its figures mean nothing. Written
-without TensorFlow, in protobuf's wire format, with the version field without which TensorFlow refuses the old batch
-norm. Smaller widths serve tests.
+At width 1 the file has the size (95.7 MB) and the cost of the genuine one; its figures are meaningless. Smaller widths
+serve tests.
 Source: topology of Szegedy et al., Rethinking the Inception architecture (2015), as frozen on 2015-12-05.
 """
 
@@ -12,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tensorboard.compat.proto import graph_pb2, types_pb2
+from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 
 __all__ = ["write_graph"]
 
-DTYPES = {np.dtype(np.float32): 1, np.dtype(np.int32): 3}
-"""TensorFlow's numbers of these types."""
+FLOAT = types_pb2.DT_FLOAT
 PRODUCER = 8
 """Version of the graph: from 9 on, TensorFlow has no BatchNormWithGlobalNormalization."""
 CLASSES = 1008
@@ -28,16 +29,16 @@ def write_graph(path: str | Path, width: float = 1.0, seed: int = 0) -> Path:
     """Write the graph; `width` scales every layer's channels (at least 8, so the 7 spatial channels exist)."""
     network = _Network(width, np.random.default_rng(seed))
     network.build()
-    data = b"".join(_bytes(1, node) for node in network.nodes) + _bytes(4, _number(1, PRODUCER))
-    Path(path).write_bytes(data)
+    Path(path).write_bytes(network.graph.SerializeToString())
     return Path(path)
 
 
 class _Network:
-    """Collects encoded NodeDefs; a layer is (name, channels)."""
+    """Collects nodes; a layer is (name, channels)."""
 
     def __init__(self, width: float, rng: np.random.Generator) -> None:
-        self.width, self.rng, self.nodes = width, rng, []
+        self.width, self.rng, self.graph = width, rng, graph_pb2.GraphDef()
+        self.graph.versions.producer = PRODUCER
 
     def build(self) -> None:
         x = self.stem()
@@ -79,12 +80,12 @@ class _Network:
         self.head(x)
 
     def stem(self) -> tuple[str, int]:
-        self.node("ExpandDims", "Placeholder", dtype=_type(np.float32))
+        self.node("ExpandDims", "Placeholder", dtype=FLOAT)
         self.constant("ResizeBilinear/size", np.array([299, 299], np.int32))
-        self.node("ResizeBilinear", "ResizeBilinear", ["ExpandDims", "ResizeBilinear/size"], T=_type(np.float32))
+        self.node("ResizeBilinear", "ResizeBilinear", ["ExpandDims", "ResizeBilinear/size"], T=FLOAT)
         for name, source, value in (("Sub", "ResizeBilinear", 128.0), ("Mul", "Sub", 1 / 128)):
             self.constant(f"{name}/y", np.array(value, np.float32))
-            self.node(name, name, [source, f"{name}/y"], T=_type(np.float32))
+            self.node(name, name, [source, f"{name}/y"], T=FLOAT)
         x = self.conv("conv", ("Mul", 3), 32, 3, 3, 2, "VALID")
         x = self.conv("conv_2", self.conv("conv_1", x, 32, 3, 3, 1, "VALID"), 64, 3, 3)
         x = self.conv("conv_3", self.pool("pool", "MaxPool", x, 2, "VALID"), 80, 1, 1, 1, "VALID")
@@ -93,10 +94,10 @@ class _Network:
     def head(self, x: tuple[str, int]) -> None:
         self.pool("pool_3", "AvgPool", x, 1, "VALID", kernel=8)
         self.constant("pool_3/_reshape/shape", np.array([1, x[1]], np.int32))
-        self.node("pool_3/_reshape", "Reshape", ["pool_3", "pool_3/_reshape/shape"], T=_type(np.float32))
+        self.node("pool_3/_reshape", "Reshape", ["pool_3", "pool_3/_reshape/shape"], T=FLOAT)
         weights = self.rng.standard_normal((x[1], CLASSES), np.float32)
         self.constant("softmax/weights", weights * np.float32(2 / x[1] ** 0.5))
-        self.node("softmax/logits/MatMul", "MatMul", ["pool_3/_reshape", "softmax/weights"], T=_type(np.float32))
+        self.node("softmax/logits/MatMul", "MatMul", ["pool_3/_reshape", "softmax/weights"], T=FLOAT)
 
     # ------------------------------------------------------------------------------------------ layers
 
@@ -105,19 +106,19 @@ class _Network:
         padding: str = "SAME",
     ) -> tuple[str, int]:
         """Convolution, the old batch norm, and Relu behind a gate that checks for NaN, as in the genuine file."""
-        channels, number = max(round(channels * self.width), 8), _type(np.float32)
+        channels, number = max(round(channels * self.width), 8), FLOAT
         kernel = self.rng.standard_normal((height, width, source[1], channels), np.float32)
         self.constant(f"{name}/conv2d_params", kernel * np.float32((2 / (height * width * source[1])) ** 0.5))
         self.node(f"{name}/Conv2D", "Conv2D", [source[0], f"{name}/conv2d_params"], T=number,
-                  strides=_ints(1, stride, stride, 1), padding=_bytes(2, padding.encode()))
+                  strides=[1, stride, stride, 1], padding=padding)
         norm = f"{name}/batchnorm"
         statistics = {"moving_mean": 0.0, "moving_variance": 1.0, "beta": 0.1, "gamma": 1.0}
         for part, value in statistics.items():
             self.constant(f"{norm}/{part}", np.full(channels, value, np.float32))
         self.node(norm, "BatchNormWithGlobalNormalization",
                   [f"{name}/Conv2D", *(f"{norm}/{part}" for part in statistics)], T=number,
-                  variance_epsilon=_float(0.001), scale_after_normalization=_number(5, 0))
-        self.node(f"{name}/CheckNumerics", "CheckNumerics", [norm], T=number, message=_bytes(2, b"batchnorm"))
+                  variance_epsilon=0.001, scale_after_normalization=False)
+        self.node(f"{name}/CheckNumerics", "CheckNumerics", [norm], T=number, message="batchnorm")
         self.node(f"{name}/control_dependency", "Identity", [norm, f"^{name}/CheckNumerics"], T=number)
         self.node(name, "Relu", [f"{name}/control_dependency"], T=number)
         return name, channels
@@ -130,59 +131,38 @@ class _Network:
     def pool(
         self, name: str, kind: str, source: tuple[str, int], stride: int = 1, padding: str = "SAME", kernel: int = 3
     ) -> tuple[str, int]:
-        self.node(name, kind, [source[0]], T=_type(np.float32), ksize=_ints(1, kernel, kernel, 1),
-                  strides=_ints(1, stride, stride, 1), padding=_bytes(2, padding.encode()))
+        self.node(name, kind, [source[0]], T=FLOAT, ksize=[1, kernel, kernel, 1],
+                  strides=[1, stride, stride, 1], padding=padding)
         return name, source[1]
 
     def join(self, block: str, branches: list[tuple[str, int]]) -> tuple[str, int]:
         self.constant(f"{block}/join/concat_dim", np.array(3, np.int32))
         self.node(f"{block}/join", "Concat", [f"{block}/join/concat_dim", *(name for name, _ in branches)],
-                  T=_type(np.float32), N=_number(3, len(branches)))
+                  T=FLOAT, N=len(branches))
         return f"{block}/join", sum(channels for _, channels in branches)
 
     def constant(self, name: str, value: np.ndarray) -> None:
-        shape = b"".join(_bytes(2, _number(1, size)) for size in value.shape)
-        dtype = DTYPES[value.dtype]
-        tensor = _number(1, dtype) + _bytes(2, shape) + _bytes(4, np.ascontiguousarray(value).tobytes())
-        self.node(name, "Const", dtype=_number(6, dtype), value=_bytes(8, tensor))
+        dtype = FLOAT if value.dtype == np.float32 else types_pb2.DT_INT32
+        tensor = self.node(name, "Const", dtype=dtype).attr["value"].tensor
+        tensor.dtype, tensor.tensor_content = dtype, np.ascontiguousarray(value).tobytes()
+        tensor.tensor_shape.SetInParent()
+        for size in value.shape:
+            tensor.tensor_shape.dim.add(size=size)
 
-    def node(self, name: str, op: str, inputs: list[str] | None = None, **attributes: bytes) -> None:
-        data = _bytes(1, name.encode()) + _bytes(2, op.encode())
-        data += b"".join(_bytes(3, source.encode()) for source in inputs or [])
-        for key, value in sorted(attributes.items()):
-            data += _bytes(5, _bytes(1, key.encode()) + _bytes(2, value))
-        self.nodes.append(data)
-
-
-# ---------------------------------------------------------------------------------------------- wire format
+    def node(self, name: str, op: str, inputs: list[str] | None = None, **attributes: Any) -> graph_pb2.NodeDef:
+        node = self.graph.node.add(name=name, op=op, input=inputs or [])
+        for key, value in attributes.items():
+            node.attr[key].CopyFrom(_attribute(key, value))
+        return node
 
 
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*found, value])
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _bytes(field: int, value: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-
-def _float(value: float) -> bytes:
-    return _varint(4 << 3 | 5) + np.float32(value).tobytes()
-
-
-def _type(dtype: type) -> bytes:
-    return _number(6, DTYPES[np.dtype(dtype)])
-
-
-def _ints(*values: int) -> bytes:
-    return _bytes(1, b"".join(_number(3, value) for value in values))
+def _attribute(key: str, value: Any) -> AttrValue:
+    if key in ("T", "dtype"):
+        return AttrValue(type=value)
+    if isinstance(value, list):
+        return AttrValue(list=AttrValue.ListValue(i=value))
+    kinds = {bool: "b", int: "i", float: "f"}
+    return AttrValue(s=value.encode()) if isinstance(value, str) else AttrValue(**{kinds[type(value)]: value})
 
 
 def main() -> None:

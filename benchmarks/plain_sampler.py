@@ -1,7 +1,7 @@
-"""Sampling the originals' way, on our weights: the yardstick of the sampling benchmark.
+"""Sampling as the original projects do it, on our weights: the baseline of the sampling benchmark.
 
-Both guided halves run at every code, a new cache of full length is allocated for every batch, attention reads all of it
-through a mask, codes are drawn by softmax and multinomial. Eager float32.
+Both halves of guidance run at every code, every batch allocates a new cache of full length, attention reads all of it
+through a mask, and codes are drawn by softmax and multinomial. Eager, in the dtype of the model.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def plain_codes(model: GPT, labels: Tensor, num_tokens: int, guidance: Guidance)
     rows = torch.cat((labels, model.null(labels)))
     length = -(-(num_tokens + 1) // 8) * 8
     shape = (len(rows), model.heads, length, model.width // model.heads)
-    device = labels.device
-    caches = [(torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in model.layers]
-    causal = torch.tril(torch.ones(length, length, dtype=torch.bool, device=device))
+    like = {"device": labels.device, "dtype": model.output.weight.dtype}
+    caches = [(torch.zeros(shape, **like), torch.zeros(shape, **like)) for _ in model.layers]
+    causal = torch.tril(torch.ones(length, length, dtype=torch.bool, device=labels.device))
     codes: list[Tensor] = []
     for place, scale in enumerate(guidance.scales(num_tokens)):
         embedded = model.tok_embeddings(codes[-1].repeat(2)).unsqueeze(1) if codes else model.cls_embedding(rows)
@@ -32,7 +32,7 @@ def plain_codes(model: GPT, labels: Tensor, num_tokens: int, guidance: Guidance)
         for block, cache in zip(model.layers, caches, strict=True):
             x = x + _attention(block.attention, block.attention_norm(x), cache, place, causal[place])
             x = x + block.feed_forward(block.ffn_norm(x))
-        logits = guide(model.output(model.norm(x))[:, -1], scale)
+        logits = guide(model.output(model.norm(x))[:, -1].float(), scale)
         codes.append(torch.multinomial(F.softmax(logits, dim=-1), num_samples=1).squeeze(1))
     return torch.stack(codes, dim=1)
 

@@ -1,11 +1,10 @@
-"""What the jobs cost in steady state, each beside a plain way of doing the same in the same process.
+"""Speed of the jobs, each beside plain eager code that does the same in the same process at the same precision.
 
     bash scripts/benchmark.sh --only sampling
 
-Plain is eager float32 without reuse, as the original projects do it. Every case is warmed up and timed at least five
-times, plain and ours in turn; the ratio is that of the medians, and `roofline_share` says how near ours comes to what
-the machine's arithmetic or memory allows. Results go to benchmarks/results/<device>-<date>.json; every benchmark has a
-process of its own.
+Every case is warmed up and timed at least five times, plain and ours in turn; the ratio is that of the medians, and
+`roofline_share` is the share of what the machine's arithmetic or memory allows. Results go to
+benchmarks/results/<device>-<date>.json. Every benchmark runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import Any
 from common import config
 from common.config import opt
 from common.errors import UserError
+from evaluations.figures import markdown
 
 __all__ = ["BENCHMARKS", "main", "table"]
 
@@ -31,41 +31,34 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = {
     "sampling": "benchmarks.sampling:sampling",
     "images": "benchmarks.sampling:images",
-    "extraction": "benchmarks.tokenizing:extraction",
-    "tokenizer_training": "benchmarks.training:tokenizer_training",
-    "gpt_training": "benchmarks.training:gpt_training",
+    "extraction": "benchmarks.sampling:extraction",
+    "training": "benchmarks.training:training",
     "evaluation": "benchmarks.evaluation:evaluation",
-    "sampling_growth": "benchmarks.sampling:sampling_growth",
-    "extraction_growth": "benchmarks.tokenizing:extraction_growth",
 }
 
 
 @dataclass
 class BenchmarkConfig:
     device: str = opt("auto", "auto | cpu | cuda")
-    only: str | None = opt(None, f"one of {', '.join(BENCHMARKS)}; null = all, some fifteen minutes on two cores")
+    only: str | None = opt(None, f"one of {', '.join(BENCHMARKS)}; null = all, about 20 minutes on two cores")
     threads: int | None = opt(None, "threads on a CPU; null = as many as it has")
     out: str | None = opt(None, "result file; null = benchmarks/results/<device>-<date>.json")
-    here: str | None = opt(None, "measure this one in this process and print it; what the others are started with")
+    here: str | None = opt(None, "internal: run this benchmark in this process and print its JSON")
 
 
 def table(found: dict[str, Any]) -> str:
-    """The results as Markdown: a row a case, then a row a size for what grows."""
-    rows = ["| benchmark | case | plain | ours | ratio (range) | of the roofline |", "|-|-|-|-|-|-|"]
-    growth = ["| benchmark | images | seconds | seconds an image | peak memory, GB |", "|-|-|-|-|-|"]
+    """The results as Markdown, a row per case."""
+    rows = []
     for name, cases in found["benchmarks"].items():
         for case, values in cases.items():
+            row = {"benchmark": name, "case": case}
+            row |= {way: f"{values[way]['items_per_s']:.3g}/s" for way in ("plain", "ours") if way in values}
             if "ratio" in values:
-                share = f"{values['roofline_share']:.0%}" if "roofline_share" in values else ""
-                plain, ours = (f"{values[way]['items_per_s']:.3g}/s" for way in ("plain", "ours"))
-                spread = "{:.2f}-{:.2f}".format(*values["ratio_range"])
-                rows.append(f"| {name} | {case} | {plain} | {ours} | {values['ratio']:.2f} ({spread}) | {share} |")
-            else:
-                growth.append(
-                    f"| {name} | {case} | {values['seconds']:.2f} | {values['seconds_per_image']:.3f} | "
-                    f"{values['peak_memory_gb']:.2f} |"
-                )
-    return "\n".join([*rows, "", *growth])
+                row["ratio (range)"] = "{:.2f} ({:.2f}-{:.2f})".format(values["ratio"], *values["ratio_range"])
+            if "roofline_share" in values:
+                row["of the roofline"] = f"{values['roofline_share']:.0%}"
+            rows.append(row)
+    return markdown(("benchmark", "case", "plain", "ours", "ratio (range)", "of the roofline"), rows)
 
 
 def _measure(name: str, device: str, threads: int) -> dict[str, Any]:

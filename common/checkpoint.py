@@ -1,19 +1,20 @@
-"""Checkpoints: a folder per step, written whole or not at all, loaded strictly.
+"""Checkpoints: one folder per step, written atomically and loaded strictly.
 
     <run>/checkpoints/0250000/
-        model.safetensors ...   weights, one file a name
+        model.safetensors ...   weights, one file per name
         state.pt                optimizers and counters (tensors and plain containers only)
-        model/ ... state/       instead, what is sharded: a folder a name, a file a process
+        model/ ... state/       sharded tensors instead: one folder per name, one file per process
         config.json             the resolved config of the run
         manifest.json           sizes and sha256 of the files above; written last
 
 A folder without a matching manifest is not a checkpoint and is never resumed from. A folder is written as
-`<step>.partial`, renamed to `<step>`, and renamed to `<step>.pruned` before it is deleted; one that was damaged later
-is found by a resume and set aside as `<step>.damaged`.
+`<step>.partial`, renamed to `<step>`, and renamed to `<step>.pruned` before it is deleted. A resume renames a damaged
+folder to `<step>.damaged`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -46,7 +47,7 @@ def save(
 ) -> Path:
     """Write one checkpoint atomically: a temporary folder, fsync, rename. Returns its path.
 
-    Rank 0 calls it; where tensors are sharded, every rank does, and returns when its own part is written.
+    Rank 0 calls it. With sharded tensors every rank calls it, and returns when its own part is written.
 
     Raises: UserError when the disk is full or read-only; earlier checkpoints are untouched.
     """
@@ -69,11 +70,12 @@ def save(
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files, **(meta or {})}, indent=1))
         for path in (*partial.rglob("*"), partial):
             _fsync(path)
-        if final.exists():  # damaged, or the run would not have come by here again
+        if final.exists():  # an incomplete folder of this step
             shutil.rmtree(final)
         os.rename(partial, final)
         _fsync(final.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        _fsync(final.parent.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"checkpoint {str(final)!r} could not be written ({getattr(error, 'strerror', None) or error}); "
@@ -83,7 +85,7 @@ def save(
 
 
 def in_parts(value: object) -> bool:
-    """Whether a tensor is sharded: a DTensor, whose module takes a second to import."""
+    """Whether a tensor is a DTensor. Does not import its module, which takes a second."""
     return hasattr(value, "placements")
 
 
@@ -94,7 +96,7 @@ def is_sharded(tensors: Mapping[str, Any]) -> bool:
 def _start(
     partial: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]]:
-    """Make the folder and write what is sharded; returns the rest of weights and state."""
+    """Create the folder and write the sharded tensors; returns the other weights and state."""
     problem = None
     try:
         if dist.rank() == 0:
@@ -116,19 +118,48 @@ def _start(
     return weights, state
 
 
-def prune(run: str | Path, keep_last: int, milestone_every: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints (0 = all are kept) and the milestones (0 = there are none).
+def prune(run: str | Path, keep_last: int, milestone_every: int) -> list[str]:
+    """Delete all but the newest `keep_last` checkpoints (0 = keep all) and the milestones (0 = none).
 
-    Folders that are not complete do not count and stay; what a killed save or deletion left behind goes.
+    Also deletes the leftovers of interrupted saves and deletions. Incomplete folders do not count and are kept.
+    Returns one message for each folder that could not be deleted.
     """
-    for left in (*(Path(run) / "checkpoints").glob("*.partial"), *(Path(run) / "checkpoints").glob("*.pruned")):
-        shutil.rmtree(left)
-    folders = [folder for folder in sorted(_candidates(Path(run))) if is_complete(folder)]
-    for folder in folders[:-keep_last] if keep_last else []:
-        if not (milestone_every and int(folder.name) % milestone_every == 0):
-            doomed = folder.with_name(folder.name + ".pruned")
-            os.rename(folder, doomed)
-            shutil.rmtree(doomed)
+    folders = [path for path in sorted(_candidates(Path(run))) if is_complete(path)]
+    old = [
+        path
+        for path in (folders[:-keep_last] if keep_last else [])
+        if not (milestone_every and int(path.name) % milestone_every == 0)
+    ]
+    problems = []
+    for path in (*(Path(run) / "checkpoints").glob("*.partial"), *(Path(run) / "checkpoints").glob("*.pruned"), *old):
+        try:
+            if path in old:
+                path = path.rename(path.with_name(path.name + ".pruned"))
+            shutil.rmtree(path)
+        except OSError as error:
+            problems.append(f"{str(path)!r} cannot be deleted ({error.strerror}); delete it by hand")
+    return problems
+
+
+def lock(run: str | Path) -> IO[str]:
+    """Reserve a run folder for this process, until the returned file is closed or the process ends.
+
+    The lock is a POSIX record lock: it does not outlive the process, and forked loader processes do not inherit it.
+
+    Raises: UserError when another process has reserved the folder.
+    """
+    Path(run).mkdir(parents=True, exist_ok=True)
+    file = open(Path(run) / "lock", "a")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise UserError(
+            f"another process is already training in {str(run)!r}; stop it, or choose another --out"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def folder(run: str | Path, step: int) -> Path:
@@ -145,9 +176,9 @@ def newest(run: str | Path) -> Path | None:
 
 
 def recover(run: str | Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint of a run whose files are what was written, or None, for the one process that will go on.
+    """The newest undamaged checkpoint of a run (or None) to resume from. One process calls it; it reads all files.
 
-    Newer folders that are not are set aside as `<step>.damaged` and returned, too.
+    Newer damaged folders are renamed to `<step>.damaged` and returned, too.
     """
     aside = []
     for folder in sorted(_candidates(Path(run)), reverse=True):
@@ -160,7 +191,7 @@ def recover(run: str | Path) -> tuple[Path | None, list[Path]]:
 
 
 def damaged(folder: Path) -> list[str]:
-    """The files of a checkpoint whose content is not what was written; needs to read all of them."""
+    """The files of a checkpoint whose hash is not the manifest's. Reads all of them."""
     files = json.loads((folder / MANIFEST).read_text())["files"]
     return [name for name, entry in files.items() if sha256(folder / name) != entry["sha256"]]
 
@@ -176,14 +207,15 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The resolved config a checkpoint was trained with."""
+def read_config(folder: str | Path, verify: bool = True) -> dict[str, Any]:
+    """The resolved config a checkpoint was trained with. `verify`: compare its hash with the manifest's."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(
             f"{str(folder)!r} holds no config.json; expected a checkpoint such as <run>/checkpoints/0001000"
         )
-    _check(path)
+    if verify:
+        _check(path.parent, path.name)
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
@@ -193,34 +225,41 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(folder: str | Path, name: str) -> dict[str, Tensor]:
-    """One weights file of a checkpoint folder; shards are put together."""
-    path = Path(folder) / f"{name}.safetensors"
-    if (Path(folder) / name).is_dir():
-        from common import sharded
-
-        return sharded.read_whole(Path(folder) / name)
-    if not path.is_file():
-        there = sorted(p.stem for p in Path(folder).glob("*.safetensors"))
+def read_weights(folder: str | Path, name: str, verify: bool = True) -> dict[str, Tensor]:
+    """The weights `name` of a checkpoint folder, whole; `verify` as in `read_config`."""
+    folder = Path(folder)
+    path = folder / f"{name}.safetensors"
+    shards = sorted((folder / name).glob("*.safetensors"))
+    if not shards and not path.is_file():
+        there = sorted(p.stem for p in folder.glob("*.safetensors"))
         raise UserError(
             f"{str(folder)!r} holds no weights {name!r}; there are: {', '.join(there) or 'none'} (weights=NAME)"
         )
-    _check(path)
+    for file in (shards or [path]) if verify else ():
+        _check(folder, file.relative_to(folder).as_posix())
+    if shards:
+        from common import sharded
+
+        return sharded.read_whole(folder / name)
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own untyped errors for damaged files
         raise UserError(f"{str(path)!r} is damaged ({error}); use another checkpoint") from error
 
 
-def read_state(folder: str | Path) -> dict[str, Any]:
-    """Optimizers and counters of a checkpoint folder. Raises: UserError when the file is damaged or missing."""
+def read_state(folder: str | Path, verify: bool = True) -> dict[str, Any]:
+    """Optimizers and counters of a checkpoint folder; `verify` as in `read_config`.
+
+    Raises: UserError when the file is damaged or missing.
+    """
     path = Path(folder) / "state.pt"
     if not path.is_file():
         raise UserError(f"{str(folder)!r} holds no state.pt; it can be loaded but not resumed")
-    _check(path)
+    if verify:
+        _check(path.parent, path.name)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's restricted reader raises many kinds for a damaged file
+    except Exception as error:  # torch's restricted reader raises many types for a damaged file
         raise UserError(f"{str(path)!r} is damaged ({str(error).splitlines()[0]}); use another checkpoint") from error
 
 
@@ -229,13 +268,14 @@ def restore(
     weights: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
 ) -> tuple[Callable[[str], Mapping[str, Tensor]], dict[str, Any]]:
-    """What a run of any layout left, in the layout of `weights` and `state`, whose sharded tensors are filled in place.
+    """Read a checkpoint into the layout (sharded or whole) of `weights` and `state`; their shards are filled in place.
 
-    Returns a reader of weights by name, and the state. Every rank calls both.
+    Returns a reader of weights by name, and the state. Every rank calls both. Hashes are not compared: the main
+    process has done that (`recover`).
     """
-    kept = read_state(folder)
+    kept = read_state(folder, verify=False)
     if not (folder / "state").is_dir() and not any(is_sharded(tensors) for tensors in weights.values()):
-        return lambda name: read_weights(folder, name), kept
+        return lambda name: read_weights(folder, name, verify=False), kept
     from common import sharded
 
     if (folder / "state").is_dir():
@@ -245,7 +285,7 @@ def restore(
 
     def read(name: str) -> Mapping[str, Tensor]:
         if not (folder / name).is_dir():
-            return sharded.like(weights[name], read_weights(folder, name))
+            return sharded.like(weights[name], read_weights(folder, name, verify=False))
         sharded.read_into(weights[name], folder / name)
         return weights[name]
 
@@ -325,14 +365,15 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(path: Path) -> None:
-    """Raises: UserError when the manifest beside a file says another content. Folders of a hub have no manifest."""
+def _check(folder: Path, name: str) -> None:
+    """Raises: UserError when the hash of file `name` is not the manifest's. Folders of a hub have no manifest."""
+    path = folder / name
     try:
-        expected = json.loads((path.parent / MANIFEST).read_text())["files"][path.name]["sha256"]
+        expected = json.loads((folder / MANIFEST).read_text())["files"][name]["sha256"]
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(path.parent / MANIFEST)!r} is damaged ({error!r}); use another checkpoint") from error
+        raise UserError(f"{str(folder / MANIFEST)!r} is damaged ({error!r}); use another checkpoint") from error
     if sha256(path) != expected:
         raise UserError(f"{str(path)!r} is damaged (its hash is not the manifest's); use another checkpoint")
 
@@ -351,19 +392,25 @@ def _fsync(path: Path) -> None:
 
 
 class Saver:
-    """Saves and prunes. With `background_save` the training waits for a copy to host memory only.
+    """Saves checkpoints and deletes old ones. With `background_save` training waits only for a copy to host memory.
 
-    One checkpoint is written at a time: a save that comes before the last one is on disk waits for it.
+    One checkpoint is written at a time: a save waits until the previous one is on disk.
     """
 
-    def __init__(self, config: RunConfig, run_config: Mapping[str, Any], meta: Mapping[str, Any] | None) -> None:
-        self.config, self.run_config, self.meta = config, run_config, meta
-        self._host: dict[str, Tensor] = {}  # kept, because page-locked memory is slow to get
+    def __init__(
+        self,
+        config: RunConfig,
+        run_config: Mapping[str, Any],
+        meta: Mapping[str, Any] | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.config, self.run_config, self.meta, self.warn = config, run_config, meta, warn
+        self._host: dict[str, Tensor] = {}  # reused, because page-locked memory is slow to allocate
         self._thread: Thread | None = None
         self._error: Exception | None = None
 
     def save(self, step: int, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Raises: UserError when this checkpoint, or in the background the one before, cannot be written."""
+        """Raises: UserError when this checkpoint (in the background: the previous one) could not be written."""
         self.finish()
         if not self.config.background_save:
             self._write(step, weights, state)
@@ -376,11 +423,11 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether the background has an error to raise."""
+        """Whether the background thread has failed."""
         return self._error is not None
 
     def finish(self) -> None:
-        """Wait for the background. Raises: UserError when it could not write."""
+        """Wait for the background thread. Raises: its error."""
         if self._thread:
             self._thread.join()
             self._thread = None
@@ -391,16 +438,20 @@ class Saver:
     def _try(self, *checkpoint_parts: Any) -> None:
         try:
             self._write(*checkpoint_parts)
-        except Exception as error:  # raised in the training's thread
+        except Exception as error:  # `finish` raises it in the training's thread
             self._error = error
 
     def _write(self, step: int, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         save(self.config.out, step, weights, state, self.run_config, self.meta)
         if dist.rank() == 0:
-            prune(self.config.out, self.config.keep_last, self.config.milestone_every)
+            self.prune()
+
+    def prune(self) -> None:
+        for problem in prune(self.config.out, self.config.keep_last, self.config.milestone_every):
+            self.warn(problem)
 
     def _copy(self, value: Any, path: str) -> Any:
-        """Containers as they are, tensors as copies in host memory that is used again by the next save."""
+        """Copy nested containers; their tensors are copied into host memory that the next save reuses."""
         if isinstance(value, Mapping):
             return {key: self._copy(item, f"{path}/{key}") for key, item in value.items()}
         if isinstance(value, list | tuple):

@@ -1,11 +1,12 @@
-"""The code store: what a tokenizer made of an image folder, small enough to map into memory.
+"""Code store: the codes of an image folder in a memory-mapped array.
 
     <store>/
         codes.npy    uint16 (uint32 beyond 65,536 codes), shape (images, augmentations, N)
         labels.npy   int64 (images,)
-        meta.json    codebook_size, num_tokens, classes, tokenizer (checkpoint hash), crops, hash of the image order
+        meta.json    codebook_size, num_tokens, classes, tokenizer (checkpoint hash), codes_of (hash of its encoder
+                     side), crops, hash of the image order
 
-A store is built in `<store>.partial` and renamed when complete, so a folder under its own name is always whole.
+A store is built in `<store>.partial` and renamed when complete.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from common.classes import match_classes
 from common.errors import UserError
+from common.numerics import numpy_generator
 
 __all__ = ["ChunkedWriter", "CodeStore", "check_settings", "code_dtype", "hash_names", "import_npy", "write_text"]
 
@@ -29,13 +32,20 @@ REQUIRED = ("num_images", "num_augmentations", "num_tokens", "codebook_size", "c
 class CodeStore(Dataset):
     """Reader of a store. Items are dicts: `codes` int64 (N,), `label` int, `index` int.
 
-    An item asked for as (index, position) takes the augmentation that (seed, position) draws, as
-    `common.data.stream` asks; a plain index takes augmentation 0. `num_tokens` keeps a prefix of the codes.
+    An item asked for as (index, position), as `common.data.stream` does, is the augmentation that (seed, position)
+    draws; for a plain index it is augmentation 0.
 
-    Raises: UserError when the folder is no complete store, its parts disagree, or it has fewer codes per image.
+    Args:
+        num_tokens: keeps a prefix of the codes; None = all.
+        classes: names of the classes in the order of their numbers, where a model defines them; None: the store's own.
+
+    Raises: UserError when the folder is not a complete store, its parts disagree, it has fewer codes per image, or it
+    has a class that `classes` does not name.
     """
 
-    def __init__(self, path: str | Path, num_tokens: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, num_tokens: int | None = None, seed: int = 0, classes: Sequence[str] | None = None
+    ) -> None:
         self.path = path = Path(path)
         try:
             self.meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
@@ -43,32 +53,12 @@ class CodeStore(Dataset):
             self.labels = np.load(path / "labels.npy", allow_pickle=False)
         except FileNotFoundError as error:
             raise UserError(
-                f"{str(path)!r} is no code store ({Path(error.filename).name} is missing); make one with "
+                f"{str(path)!r} is not a code store ({Path(error.filename).name} is missing); make one with "
                 "autoregressive.extract_codes and pass it as --code-path"
             ) from error
-        except Exception as error:  # numpy's and JSON's readers raise many kinds for damaged files
+        except Exception as error:  # numpy's and JSON's readers raise many kinds of exceptions for damaged files
             raise UserError(f"code store {str(path)!r} is damaged ({error}); extract it again") from error
-        missing = [key for key in REQUIRED if not isinstance(self.meta, dict) or key not in self.meta]
-        if missing:
-            raise UserError(f"code store {str(path)!r}: meta.json lacks {', '.join(missing)}; extract it again")
-        expected = tuple(self.meta[key] for key in ("num_images", "num_augmentations", "num_tokens"))
-        if self._codes.dtype.kind not in "iu" or self.labels.dtype.kind not in "iu":
-            raise UserError(
-                f"code store {str(path)!r} is damaged: codes are {self._codes.dtype}, labels {self.labels.dtype}, "
-                "expected integers; extract it again"
-            )
-        if not isinstance(self.meta["classes"], list) or not isinstance(self.meta["codebook_size"], int):
-            raise UserError(f"code store {str(path)!r} is damaged: meta.json has other types; extract it again")
-        if self._codes.shape != expected or self.labels.shape != expected[:1]:
-            raise UserError(
-                f"code store {str(path)!r} is damaged: codes are {self._codes.shape}, meta.json says {expected}; "
-                "extract it again"
-            )
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.meta["classes"]):
-            raise UserError(
-                f"code store {str(path)!r} is damaged: labels are {self.labels.min()} to {self.labels.max()}, but "
-                f"there are {len(self.meta['classes'])} classes; extract it again"
-            )
+        self._check()
         self.num_tokens = num_tokens or self.meta["num_tokens"]
         if self.num_tokens > self.meta["num_tokens"]:
             raise UserError(
@@ -78,6 +68,27 @@ class CodeStore(Dataset):
         self.seed = seed
         self.codebook_size: int = self.meta["codebook_size"]
         self.classes: list[str] = self.meta["classes"]
+        if classes is not None:
+            self.labels = np.array(match_classes(self.classes, classes, str(path)), dtype=np.int64)[self.labels]
+            self.classes = list(classes)
+
+    def _check(self) -> None:
+        """Raises: UserError when arrays and meta.json disagree."""
+        missing = [key for key in REQUIRED if not isinstance(self.meta, dict) or key not in self.meta]
+        if missing:
+            raise UserError(f"code store {str(self.path)!r}: meta.json lacks {', '.join(missing)}; extract it again")
+        expected = tuple(self.meta[key] for key in ("num_images", "num_augmentations", "num_tokens"))
+        classes, problem = self.meta["classes"], None
+        if self._codes.dtype.kind not in "iu" or self.labels.dtype.kind not in "iu":
+            problem = f"codes are {self._codes.dtype}, labels {self.labels.dtype}, expected integers"
+        elif not isinstance(classes, list) or not isinstance(self.meta["codebook_size"], int):
+            problem = "meta.json has other types"
+        elif self._codes.shape != expected or self.labels.shape != expected[:1]:
+            problem = f"codes are {self._codes.shape}, meta.json says {expected}"
+        elif len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(classes):
+            problem = f"labels are {self.labels.min()} to {self.labels.max()}, but there are {len(classes)} classes"
+        if problem:
+            raise UserError(f"code store {str(self.path)!r} is damaged: {problem}; extract it again")
 
     def __len__(self) -> int:
         return self._codes.shape[0]
@@ -85,7 +96,7 @@ class CodeStore(Dataset):
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, np.ndarray | int]:
         if isinstance(item, tuple):
             index, position = item
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+            rng = numpy_generator(self.seed, "augmentation", position)
             augmentation = int(rng.integers(self._codes.shape[1]))
         else:
             index, augmentation = item, 0
@@ -98,7 +109,12 @@ class CodeStore(Dataset):
         return {"codes": codes, "label": int(self.labels[index]), "index": index}
 
     def name(self, index: int) -> str:
+        """An image in messages."""
         return f"{self.path}[{index}]"
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint records of its training images."""
+        return {"images": len(self), **{key: self.meta[key] for key in ("image_order", "crops") if key in self.meta}}
 
     def augmentations(self, index: int) -> np.ndarray:
         """All codes of an image: int64 (augmentations, N)."""
@@ -108,8 +124,8 @@ class CodeStore(Dataset):
 class ChunkedWriter:
     """Builds a store chunk by chunk, from any number of processes, resumable after any interruption.
 
-    Chunk c holds images [c * chunk, (c + 1) * chunk): who writes it does not matter, and a chunk file appears whole
-    or not at all. `finish` (one process, after all chunks) merges and renames.
+    Chunk c holds images [c * chunk, (c + 1) * chunk); any process may write it, and its file appears whole or not at
+    all. `finish` (one process, after all chunks) merges the chunks and renames the store.
 
     Raises: UserError if the unfinished store at this path was started with other settings.
     """
@@ -119,14 +135,14 @@ class ChunkedWriter:
         self.partial = self.path.with_name(self.path.name + ".partial")
 
     def is_finished(self) -> bool:
-        """Whether the store is already there. Raises: UserError if it was made with other settings."""
+        """Whether the store exists. Raises: UserError if it was made with other settings."""
         if not self.path.exists():
             return False
         self._check(self.path / "meta.json", self.meta, "already holds")
         return True
 
     def prepare(self) -> None:
-        """Make or check the unfinished store; one process, before any `write`."""
+        """Create or check the unfinished store; one process, before any `write`."""
         plan = self.partial / "meta.json"
         if plan.is_file():
             self._check(plan, {**self.meta, "chunk": self.chunk}, "is half done with")
@@ -135,7 +151,7 @@ class ChunkedWriter:
             write_text(plan, json.dumps({**self.meta, "chunk": self.chunk}, indent=1))
 
     def missing(self) -> list[int]:
-        """The chunks that are not there yet."""
+        """Numbers of the chunks to write."""
         return [number for number in self._numbers() if not self._file(number).is_file()]
 
     def images(self, number: int) -> range:
@@ -153,7 +169,7 @@ class ChunkedWriter:
         partial.replace(self._file(number))
 
     def finish(self, labels: Sequence[int]) -> Path:
-        """Merge the chunks, write the labels, give the store its name."""
+        """Merge the chunks, write the labels, rename the store; returns its path."""
         shape = tuple(self.meta[key] for key in ("num_images", "num_augmentations", "num_tokens"))
         merged = np.lib.format.open_memmap(
             self.partial / "codes.npy", "w+", dtype=code_dtype(self.meta["codebook_size"]), shape=shape
@@ -180,7 +196,7 @@ class ChunkedWriter:
 
 
 def check_settings(plan: Path, expected: dict[str, Any], state: str, flag: str) -> None:
-    """Whether the settings in the file `plan` are the expected ones. Raises: UserError naming those that differ."""
+    """Compare the settings in the file `plan` with the expected ones. Raises: UserError naming those that differ."""
     try:
         found = json.loads(plan.read_text())
     except (OSError, ValueError):

@@ -1,13 +1,16 @@
-"""Processes: who am I, how do tensors meet. One process needs no group; CPU ranks use gloo, CUDA ranks nccl."""
+"""Rank, device and collectives. One process needs no group; CPU ranks use gloo, CUDA ranks nccl."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -19,7 +22,7 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, on `device`."""
+    """This process: `rank` of `size`, on `device`."""
 
     rank: int
     size: int
@@ -31,10 +34,24 @@ class World:
 
 
 def init(device: str = "auto", timeout_minutes: float = 60.0) -> World:
-    """Read torchrun's variables, choose the device ("auto", "cpu", "cuda"), join the process group if there is one."""
+    """Read torchrun's variables, choose the device ("auto", "cpu", "cuda"), and join the process group if there is one.
+
+    Raises: UserError when CUDA is asked for and missing, and under "auto" when the machine has GPUs that torch cannot
+    use.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UserError(f"device got {device!r}; expected auto, cpu or cuda")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        listed = [] if device == "cuda" else listed_gpus()
+        if listed:
+            built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+            raise UserError(
+                f"this machine lists {len(listed)} GPUs ({listed[0]}, driver {driver_version()}), but torch "
+                f"{torch.__version__} with {built} cannot use them; install a driver and a torch build that match, or "
+                "pass --device cpu (run.device=cpu) to use the CPU"
+            )
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={device} but no CUDA device is visible; pass --device cpu or --device auto")
     if device == "cuda":
@@ -50,15 +67,36 @@ def init(device: str = "auto", timeout_minutes: float = 60.0) -> World:
     return World(rank, size, chosen)
 
 
+def listed_gpus() -> list[str]:
+    """The NVIDIA GPUs that the driver's own tool lists, unless CUDA_VISIBLE_DEVICES hides all of them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return []
+    try:
+        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        said = ""
+    found = re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", said, re.M)
+    return found or [path.name for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def driver_version() -> str:
+    """The version of the NVIDIA kernel module, or "unknown"."""
+    try:
+        found = re.search(r"Kernel Module\D+([\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else "unknown"
+
+
 _left: list[torch_dist.ProcessGroup] = []
 atexit.register(_left.clear)
 
 
 def close() -> None:
-    """Leave the process group.
+    """Destroy the process group.
 
-    The group itself is kept until the process ends. A DDP module that outlives this call would otherwise be the last
-    to hold it, and torch frees that one under the interpreter's lock, while joining gloo threads that wait for it.
+    The group object is kept until the process ends. Otherwise a DDP module that outlives this call would hold the last
+    reference; torch frees it under the interpreter's lock while joining gloo threads that wait for that lock.
     """
     if torch_dist.is_initialized():
         _left.append(torch_dist.group.WORLD)
@@ -67,7 +105,7 @@ def close() -> None:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """The processes of a job that trains nothing, joined and parted again, whatever happens in between."""
+    """Initialise and destroy the process group of a job that does not train."""
     try:
         yield init(device)
     finally:
@@ -75,17 +113,17 @@ def joined(device: str) -> Iterator[World]:
 
 
 class Parts(Protocol):
-    """A result that is written part by part, by any processes, and goes on after an interruption."""
+    """A result that any number of processes write in parts, and that can be continued after an interruption."""
 
     def prepare(self) -> None:
-        """Make or check the folder; one process, before anything is written."""
+        """Create or check the folder. One process calls it before anything is written."""
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
+        """Numbers of the parts that do not exist yet."""
 
 
 def claim(parts: Parts, world: World) -> list[int]:
-    """This process's share of the missing parts; nobody writes while others still look for what is missing."""
+    """This process's share of the missing parts. No process writes before all have listed the missing parts."""
     if world.is_main:
         parts.prepare()
     barrier()
@@ -120,33 +158,33 @@ def mean(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, stacked.tolist(), strict=True))
 
 
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum over ranks through which gradients flow: every rank's gradient is summed, too."""
-    if size() == 1:
-        return tensor
-    from torch.distributed.nn.functional import all_reduce
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(context: object, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        torch_dist.all_reduce(total)
+        return total
 
-    return all_reduce(tensor)
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Differentiable sum over ranks; the backward pass sums the gradients of all ranks."""
+    return _Sum.apply(tensor) if size() > 1 else tensor
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows (n,D) of all ranks one below the other, in rank order, through which gradients flow."""
+    """Differentiable concatenation of the rows (n,D) of all ranks, in rank order."""
     if size() == 1:
         return rows
     before, after = rank() * len(rows), (size() - 1 - rank()) * len(rows)
     return all_reduce_sum(nn.functional.pad(rows, (0, 0, before, after)))
 
 
-def from_main(tensor: Tensor) -> Tensor:
-    """Rank 0's tensor on every rank; all ranks pass the same shape."""
-    if size() > 1:
-        tensor = tensor.contiguous()
-        torch_dist.broadcast(tensor, src=0)
-    return tensor
-
-
 def largest(tensor: Tensor) -> Tensor:
-    """Elementwise maximum over ranks, left on the device."""
+    """Elementwise maximum over ranks, left on the device. Not for values that may be NaN: backends differ on them."""
     if size() > 1:
         tensor = tensor.clone()
         torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX)
@@ -159,7 +197,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from all its parts, if it is sharded; every rank calls it."""
+    """The whole tensor, if it is sharded. Every rank calls it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

@@ -1,4 +1,4 @@
-"""Images between floats, 8-bit pixels, PNG files and the one `.npz` layout every evaluator reads."""
+"""Images as float tensors, 8-bit pixels and files; the crops of training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from torch import Tensor
 
 from common.errors import UserError
 
-# Every decoder is a way in: formats outside this list (PostScript among them) are not tried whatever the file says.
+# Every decoder is an attack surface: Pillow tries no format outside this list.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
-MOST_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
+MOST_PIXELS = 89_478_485  # Pillow warns of decompression bombs beyond this
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 LARGEST_ASPECT = 64  # a 1 x 60000 image would become 256 x 15 million pixels when its short side is resized
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -25,10 +31,10 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
     Lossless for images that came from 8-bit pixels. Source: the rule of the ADM, LlamaGen and GigaTok samplers.
 
-    Raises: UserError for NaN or infinity, which would become some innocent colour.
+    Raises: UserError for NaN or infinity.
     """
     if not torch.isfinite(images).all():
-        raise UserError("a model made images that hold NaN or infinity; use another checkpoint or --precision none")
+        raise UserError("a model returned images with NaN or infinity; use another checkpoint or --precision none")
     scaled = (images.detach().float() * 127.5 + 128.0).clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -39,13 +45,13 @@ def from_pixels(pixels: Tensor) -> Tensor:
 
 
 def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """An image file as RGB; with `content`, the file's bytes, `path` only names it.
+    """An image file as RGB; `path` only names the image when `content` holds the file's bytes.
 
-    The content decides what a file is, not its suffix. Palettes, grey and CMYK are converted, 16-bit grey keeps its
-    upper byte, transparency is dropped (what lies under it is used).
+    The content decides the format, not the suffix. Palettes, grey and CMYK are converted, 16-bit grey keeps its upper
+    byte, transparency is dropped, and the image is turned as its EXIF orientation says.
 
-    Raises: UserError naming the file when it is missing, truncated, none of `FORMATS`, has floats for pixels, or is
-    too large or too narrow to be decoded safely.
+    Raises: UserError naming the file when it is missing, truncated, in none of `FORMATS`, has 32-bit pixels, or is too
+    large or too narrow to be decoded safely.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as opened:
@@ -54,14 +60,25 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
                 raise ValueError(f"{width} x {height} pixels are too many or too narrow")
             if opened.mode in ("F", "I"):
                 raise ValueError(f"its pixels are {'floats' if opened.mode == 'F' else '32-bit integers'}")
-            if opened.mode.startswith("I;16"):  # Pillow's own conversion would cut everything above 255
-                return Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
-            return opened.convert("RGB")
+            image = _upright(opened)
+            if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"image {str(path)!r} does not exist; it was listed when the job started") from error
-    except Exception as error:  # Pillow's decoders raise nearly every kind for damaged files
+    except Exception as error:  # Pillow's decoders raise nearly every kind of exception for damaged files
         reason = str(error) or type(error).__name__
         raise UserError(f"image {str(path)!r} cannot be read ({reason}); replace or remove this file") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; a damaged EXIF block is ignored."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # Pillow's EXIF parser raises struct, index and syntax errors
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def write_png(path: str | Path, pixels: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What a run says: log.txt for people, metrics.jsonl for programs, trackers when asked."""
+"""Logs of a run: log.txt for people, metrics.jsonl for programs, and optional trackers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import dist
+from common.config import sentence
 from common.dist import World
 from common.errors import UserError
 from common.options import LogConfig
 
 
 class Logger:
-    """Rank 0 writes; the others are silent, except for warnings."""
+    """Rank 0 writes everything; other ranks write only warnings."""
 
     def __init__(self, out: str | Path, config: LogConfig, world: World, run_config: dict[str, Any]):
         self.out, self.world = Path(out), world
@@ -51,7 +52,7 @@ class Logger:
             _append(self.out / "log.txt", _stamped(text))
 
     def warn(self, text: str) -> None:
-        """What only this rank knows, from any rank and thread."""
+        """Log a warning of this rank. Any rank and thread may call it."""
         text = f"warning: rank {self.world.rank}: {text}"
         tqdm.write(text, file=sys.stderr)
         _append(self.out / "log.txt", _stamped(text))
@@ -75,7 +76,7 @@ class Logger:
 
 
 def trim_metrics(out: str | Path, step: int) -> None:
-    """Drop the lines after `step`, so that a resumed run logs every step once."""
+    """Delete the lines after `step`, so that a resumed run logs every step once."""
     path = Path(out) / "metrics.jsonl"
     if not path.is_file():
         return
@@ -85,25 +86,26 @@ def trim_metrics(out: str | Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError):
-            continue  # the last line of a killed run may be cut short
+            continue  # the last line of a killed run may be incomplete
     partial = path.with_suffix(".partial")
     partial.write_text("".join(line + "\n" for line in kept))
     os.replace(partial, path)
 
 
 def write_failure(out: str | Path, rank: int, error: BaseException) -> None:
-    """Any rank's exception into log.txt, with its traceback unless it is a sentence for people.
+    """Append a rank's exception to log.txt, with its traceback unless the user can mend it.
 
-    A mistake in the command, which is found before the run has a folder, does not make one.
+    A UserError raised before the run folder exists does not create it.
     """
     if isinstance(error, UserError) and not Path(out).is_dir():
         return
-    lines = [str(error)] if isinstance(error, UserError) else traceback.format_exception(error)
+    said = sentence(error)
+    lines = [said] if said else traceback.format_exception(error)
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         _append(Path(out) / "log.txt", _stamped(f"rank {rank} failed: {''.join(lines).rstrip()}"))
     except (OSError, UserError):
-        pass  # a full disk may be what it failed of; the error itself is still raised
+        pass  # the disk may be full; the error itself is still raised
 
 
 def _stamped(text: str) -> str:
@@ -112,7 +114,7 @@ def _stamped(text: str) -> str:
 
 def _append(path: Path, text: str) -> None:
     try:
-        with open(path, "a") as file:  # one write, so that lines of several ranks do not mix
+        with open(path, "a") as file:  # a single write, so that lines of several ranks do not interleave
             file.write(text)
     except OSError as error:
         raise UserError(
@@ -122,7 +124,7 @@ def _append(path: Path, text: str) -> None:
 
 
 class Averages:
-    """Means of what the steps logged since the last line, over steps and ranks; part of a run's state."""
+    """Running means of logged values over steps and ranks since the last line; part of a run's state."""
 
     def __init__(self) -> None:
         self.clear()
@@ -132,7 +134,7 @@ class Averages:
         self._counts: dict[str, int] = {}
 
     def add(self, logged: dict[str, Tensor]) -> None:
-        """Scalars of one step; nothing waits for the device. Every rank adds the same keys."""
+        """Add the scalars of one step, without synchronising the device. Every rank adds the same keys."""
         for key, value in logged.items():
             self._sums[key] = self._sums.get(key, 0) + value.detach()
             self._counts[key] = self._counts.get(key, 0) + 1
@@ -141,11 +143,11 @@ class Averages:
         return {key: value / self._counts[key] for key, value in dist.mean(self._sums).items()}
 
     def state(self) -> dict[str, Any]:
-        """What has been added so far, by rank. Every rank calls it."""
+        """Sums and counts so far, by rank. Every rank calls it."""
         return {"counts": dict(self._counts), "sums": dist.gather_objects({k: v.cpu() for k, v in self._sums.items()})}
 
     def load(self, state: dict[str, Any], rank: int, device: torch.device) -> None:
-        """Go on from `state`. With another number of ranks, all of them go on from the mean."""
+        """Restore `state`. With another number of ranks, each gets the mean over the previous ones."""
         sums = state["sums"]
         if len(sums) == dist.size():
             mine = sums[rank]
@@ -155,11 +157,13 @@ class Averages:
         self._counts = dict(state["counts"])
 
 
-def peak_memory_gb() -> float:
-    """Peak resident memory of this process so far, in GB.
+def peak_memory_gb(device: torch.device | None = None) -> float:
+    """Peak memory so far, in GB: allocated on a CUDA `device`, else resident memory of this process.
 
-    Linux has two figures for it; `ru_maxrss` begins with what the process that started this one had.
+    Linux reports resident memory twice; `ru_maxrss` starts with the parent process's figure, so it is not used there.
     """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     status = Path("/proc/self/status")
     if status.is_file():
         return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024 / 1e9

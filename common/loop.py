@@ -1,7 +1,7 @@
-"""The one training loop: resume, step, log, checkpoint, stop.
+"""The training loop: resume, step, log, checkpoint, stop.
 
-A trainer builds its objects and gives the loop a `Trainee`. Everything random in a step is drawn from
-generators seeded by (seed, step), so the state of a run is its weights, its optimizers and its step.
+A trainer builds its objects and passes the loop a `Trainee`. All randomness of a step comes from generators seeded
+by (seed, step), so the state of a run is its weights, its optimizers and its step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,15 +23,19 @@ from common.dist import World
 from common.errors import UserError
 from common.guard import NotFinite
 from common.log import Averages, Logger, peak_memory_gb, trim_metrics, write_failure
+from common.numerics import attention_kernel
 from common.options import LogConfig, RunConfig
 from common.prefetch import Feed
+from common.provenance import check_resume
 from common.signals import Interrupts
 from common.trainee import Trainee
+
+T = TypeVar("T")
 
 
 @contextmanager
 def job(config: RunConfig) -> Iterator[World]:
-    """The processes of a training job, joined and parted; what fails on any of them goes to the run's log.txt."""
+    """Initialise and destroy the process group of a training job; writes an exception of any rank to log.txt."""
     world = dist.init(config.device)
     try:
         yield world
@@ -53,17 +57,17 @@ def run(
 ) -> Path:
     """Train until `config.steps`; returns the last checkpoint's folder.
 
-    `loader(start, stop)` yields this rank's batches for steps [start, stop), and `name(index)` says what an item of
-    theirs was. `run_config` is what `config.json` will say, `meta` goes into the manifest of every checkpoint.
+    `loader(start, stop)` yields this rank's batches for steps [start, stop); `name(index)` describes an item of them.
+    `run_config` becomes `config.json`; `meta` goes into the manifest of every checkpoint.
 
-    Raises: UserError when a step is not finite and the policy says stop, and when data or disk fail (data: after a
-    save); SystemExit(130 or 75) after an interrupt was saved.
+    Raises: UserError when a step is not finite and the policy is to stop, and when data or disk fail (data: after a
+    save); SystemExit(130 or 75) after a signal (after a save).
     """
     return _Run(trainee, config, log, world, run_config, meta, name).train(loader)
 
 
 class _Run:
-    """What the driver carries from step to step."""
+    """The state of the loop between steps."""
 
     def __init__(
         self,
@@ -77,19 +81,42 @@ class _Run:
     ) -> None:
         self.trainee, self.config, self.world, self.name = trainee, config, world, name
         self.run_config, self.log_every = run_config, log.every
+        self.meta = meta or {}
         self.out = Path(config.out)
         self.last = min(config.steps, config.stop_at or config.steps)
         self.averages, self.guard = Averages(), NotFinite(config, world.rank, name)
-        self.saver = Saver(config, run_config, meta)
+        self.lock = self.together(lambda: checkpoint.lock(self.out) if world.is_main else None)
         self.logger = Logger(self.out, log, world, run_config)
+        self.saver = Saver(config, run_config, meta, self.logger.warn)
         self.since, self.counted, self.save_s = time.perf_counter(), 0, 0.0
 
     def train(self, loader: Callable[[int, int], Iterable[dict[str, Tensor]]]) -> Path:
-        start = self.resume()
-        if start >= self.last:
-            self.logger.say(f"already trained to step {start}; nothing to do")
+        self.logger.say(self.describe())
+        try:
+            start = self.resume()
+            if start >= self.last:
+                self.logger.say(f"already trained to step {start}; nothing to do")
+                return checkpoint.folder(self.out, start)
+            self.steps(start, loader)
+            saved = checkpoint.folder(self.out, self.last)
+            self.logger.say(f"finished step {self.last}: {saved}")
+            return saved
+        finally:
             self.logger.close()
-            return checkpoint.folder(self.out, start)
+            if self.lock:
+                self.lock.close()
+
+    def describe(self) -> str:
+        """The device and everything else that decides how fast a step is."""
+        device, config = self.world.device, self.config
+        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        return (
+            f"torch {torch.__version__}, device {name}, {self.world.size} process(es), parallel {config.parallel}, "
+            f"precision {config.precision}, attention {attention_kernel(config.precision, device)}"
+        )
+
+    def steps(self, start: int, loader: Callable[[int, int], Iterable[dict[str, Tensor]]]) -> None:
+        """Steps [start, last), with everything that happens between them."""
         stop = Interrupts(launched=self.world.size > 1)
         bar = tqdm(
             total=self.last, initial=start, desc=self.out.name, unit="step", disable=not self.world.is_main,
@@ -98,7 +125,7 @@ class _Run:
         try:
             with Feed(loader(start, self.last), self.world.device, self.name, self.logger.warn) as feed:
                 feed.advance()
-                _raise_together(feed.problem, self.world)
+                self.raise_together(feed.problem)
                 self.restart_clock(feed)
                 for step in range(start, self.last):
                     signalled, broken = self.step(step, feed, stop)
@@ -112,20 +139,16 @@ class _Run:
         finally:
             bar.close()
             stop.restore()
-            self.logger.close()
-        saved = checkpoint.folder(self.out, self.last)
-        self.logger.say(f"finished step {self.last}: {saved}")
-        return saved
 
     def step(self, step: int, feed: Feed, stop: Interrupts) -> tuple[int, bool]:
-        """Take 0-based `step`; returns the signal that some rank received (0 = none) and whether data are missing."""
+        """Take 0-based `step`; returns the signal received by any rank (0 = none) and whether any lacks data."""
         index = feed.index
         logged = self.trainee.step(feed.batch, step)
         not_finite = logged.pop("not_finite").reshape(1).float()
         if step + 1 < self.last:
             feed.advance()
         own = torch.tensor([stop.received or 0, feed.problem is not None, self.saver.failed], dtype=torch.float32)
-        # The one place where a step waits for the device, and where the ranks agree on how it ended.
+        # The only synchronisation of a step with the device, and of the ranks on how it ended.
         agreed = dist.largest(torch.cat([not_finite, own.to(self.world.device, non_blocking=True)])).tolist()
         if agreed[3]:
             self.finish_saving()
@@ -138,7 +161,7 @@ class _Run:
         return int(agreed[1]), bool(agreed[2])
 
     def report(self, done: int, feed: Feed, bar: tqdm) -> None:
-        """Log, warn and validate where `done` steps call for it."""
+        """Log, warn and validate if that is due after `done` steps."""
         if done % self.log_every == 0 or done == self.last:
             figures = self.averages.mean()
             bad = [key for key, value in figures.items() if not math.isfinite(value)]
@@ -147,8 +170,8 @@ class _Run:
             figures |= {
                 "time/step_s": (time.perf_counter() - self.since) / self.counted,
                 "time/data_s": feed.waited_s / self.counted,
-                "time/save_s": self.save_s,  # how long checkpoints have held the run since the last line
-                "memory/peak_gb": peak_memory_gb(),
+                "time/save_s": self.save_s,  # time that training waited for checkpoints since the last line
+                "memory/peak_gb": peak_memory_gb(self.world.device),
             }
             self.logger.metrics(done, figures)
             for warning in (alarm.look(done, figures) for alarm in self.trainee.alarms):
@@ -168,76 +191,86 @@ class _Run:
         return done % self.config.checkpoint_every == 0 or done == self.last
 
     def save(self, done: int) -> None:
-        """A checkpoint. Every rank takes part: what it holds may be spread over them."""
+        """Write a checkpoint. Every rank calls it, because state may be sharded."""
         began = time.perf_counter()
         weights = self.trainee.weights()
         state = {
             **self.trainee.state(), "step": done, "averages": self.averages.state(), "guard": self.guard.state(),
         }  # fmt: skip
-        failure = None
-        if self.world.is_main or any(checkpoint.is_sharded(tensors) for tensors in weights.values()):
-            try:
-                self.saver.save(done, weights, state)
-            except UserError as error:
-                failure = error
-        _raise_together(failure, self.world)
+        takes_part = self.world.is_main or any(checkpoint.is_sharded(tensors) for tensors in weights.values())
+        self.together(lambda: self.saver.save(done, weights, state) if takes_part else None)
         self.save_s += time.perf_counter() - began
 
     def finish_saving(self) -> None:
-        """Until the last checkpoint is on disk. Raises: UserError on every rank when it could not be written."""
-        failure = None
-        try:
-            self.saver.finish()
-        except UserError as error:
-            failure = error
-        _raise_together(failure, self.world)
+        """Wait until the last checkpoint is on disk. Raises: UserError on every rank when it could not be written."""
+        self.together(self.saver.finish)
 
     def leave(self, done: int, signalled: int, problem: Exception | None) -> None:
         self.finish_saving()
         saved = checkpoint.folder(self.out, done)
         if not signalled:
             self.logger.say(f"the data failed after step {done}; saved {saved}")
-            _raise_together(problem, self.world)
+            self.raise_together(problem)
         self.logger.say(f"interrupted at step {done}; saved {saved}; run the same command again to continue")
         raise SystemExit(Interrupts.exit_code(signalled))
 
     def resume(self) -> int:
-        """Load the newest complete checkpoint, if any, and say which; returns the step to go on from."""
-        found, aside = checkpoint.recover(self.out) if self.world.is_main else (None, [])
-        found = dist.gather_objects(found)[0]  # every rank loads what the first has read in full
-        if aside:
-            self.logger.say(f"warning: damaged checkpoints were set aside: {', '.join(map(str, aside))}")
-        if found is None and self.config.resume_from:
-            found = checkpoint.resolve_folder(self.config.resume_from)
+        """Load the newest undamaged checkpoint, if there is one, and log it; returns the step to continue from."""
+        found = dist.gather_objects(self.together(self.find_checkpoint))[0]
         if found is None:
             if self.world.is_main:
                 trim_metrics(self.out, 0)
             self.logger.say(f"training from scratch; results go to {self.out}")
             return 0
-        before = checkpoint.read_config(found)
+        before = checkpoint.read_config(found, verify=False)
         if before.get("model") != self.run_config.get("model"):
             raise UserError(
                 f"{str(found)!r} is of another model (its config.json differs in 'model'); "
                 "choose another --out or the config it was started with"
             )
+        if warning := check_resume(found, self.meta):
+            self.logger.say(f"warning: {warning}")
         weights, state = checkpoint.restore(found, self.trainee.weights(), self.trainee.state())
         self.trainee.load(weights, state)
         self.averages.load(state["averages"], self.world.rank, self.world.device)
         self.guard.load(state["guard"])
         if self.world.is_main:
             trim_metrics(self.out, state["step"])
-            checkpoint.prune(self.out, self.config.keep_last, self.config.milestone_every)
+            self.saver.prune()
         self.logger.say(f"resuming from {found} at step {state['step']}")
         changed = [key for key, value in _flat(self.run_config).items() if _flat(before).get(key) != value]
         if changed:
             self.logger.say(f"since then the config has changed in {', '.join(changed)}")
         return state["step"]
 
+    def find_checkpoint(self) -> Path | None:
+        """The checkpoint to resume from. The main process reads every file of it once and compares the hashes."""
+        if not self.world.is_main:
+            return None
+        found, aside = checkpoint.recover(self.out)
+        if aside:
+            self.logger.say(f"warning: damaged checkpoints were set aside: {', '.join(map(str, aside))}")
+        if found is None and self.config.resume_from:
+            found = checkpoint.resolve_folder(self.config.resume_from)
+            damaged = checkpoint.damaged(found) if (found / checkpoint.MANIFEST).is_file() else []
+            if damaged:
+                raise UserError(f"{str(found)!r} is damaged ({', '.join(damaged)}); resume from an earlier checkpoint")
+        return found
 
-def _raise_together(problem: Exception | None, world: World) -> None:
-    """Raise on every rank what went wrong on one of them."""
-    if dist.any_rank(problem is not None, world.device):
-        raise problem or UserError("another process of this job failed; log.txt says which, and of what")
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action`; raise its error on every rank when it fails on one of them."""
+        problem = None
+        try:
+            result = action()
+        except (UserError, OSError) as error:
+            problem = error
+        self.raise_together(problem)
+        return result
+
+    def raise_together(self, problem: Exception | None) -> None:
+        """Raise on every rank the problem of one of them."""
+        if dist.any_rank(problem is not None, self.world.device):
+            raise problem or UserError("another process of this job failed; see log.txt for its rank and reason")
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Precision and seeds: autocast on every device, and generators that depend on the seed and the step alone."""
+"""Autocast on every device, and the derivation of every random stream from the run's seed."""
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -12,15 +14,20 @@ from torch.utils._pytree import tree_map
 
 from common.errors import UserError
 
-__all__ = ["MetaAutocast", "autocast", "step_generator"]
+__all__ = [
+    "MetaAutocast", "attention_kernel", "autocast", "derive_seed", "numpy_generator", "step_generator",
+    "torch_generator",
+]  # fmt: skip
 
 HALVED = {"linear", "conv1d", "conv2d", "matmul", "__matmul__", "bmm", "einsum", "scaled_dot_product_attention"}
 WIDENED = {"layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "mse_loss", "cosine_similarity"}
 
 
 class MetaAutocast(TorchFunctionMode):
-    """What torch.autocast to bf16 does, for the meta device, which it does not serve; attention in one kernel, which
-    keeps no scores, as on real devices."""
+    """torch.autocast to bf16 for the meta device, which torch does not support.
+
+    Attention runs as one kernel that does not keep its scores, as on real devices.
+    """
 
     _entered: ClassVar[list[MetaAutocast]] = []
 
@@ -67,7 +74,7 @@ def _fused_attention(
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context that model code runs under.
+    """The context in which model code runs.
 
     Raises: UserError for an unknown precision.
     """
@@ -78,6 +85,39 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def attention_kernel(precision: str, device: torch.device) -> str:
+    """The kernel that attention without a mask uses: flash, memory-efficient or math on CUDA, else the device's own."""
+    if device.type != "cuda":
+        return f"torch's {device.type} kernel"
+    from torch.backends import cuda
+
+    row = torch.empty(1, 1, 64, 64, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    params = cuda.SDPAParams(row, row, row, None, 0.0, False, False)
+    if cuda.can_use_flash_attention(params):
+        return "flash"
+    return "memory-efficient" if cuda.can_use_efficient_attention(params) else "math"
+
+
+def derive_seed(seed: int, *stream: int | str) -> int:
+    """The seed of one random stream of a run: an int in [0, 2**63), whose low 32 bits are as random as the others.
+
+    torch's CPU generator keeps only the low 32 bits of its seed, so seeds must not be built from sums and products of
+    `seed`, step and rank. `seed` is any int; `stream` names the use, e.g. ("step", 17, "rank", 1).
+    """
+    digest = hashlib.blake2b(repr((int(seed), *stream)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def torch_generator(seed: int, *stream: int | str) -> torch.Generator:
+    """A CPU generator of one stream (see `derive_seed`)."""
+    return torch.Generator().manual_seed(derive_seed(seed, *stream))
+
+
+def numpy_generator(seed: int, *stream: int | str) -> np.random.Generator:
+    """A numpy generator of one stream (see `derive_seed`)."""
+    return np.random.Generator(np.random.Philox(key=derive_seed(seed, *stream)))
+
+
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """A CPU generator that is the same on every rank and after every resume."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4096 + stream)
+    """The generator of 0-based `step`, the same on every rank and after every resume."""
+    return torch_generator(seed, "step", step, stream)

@@ -1,4 +1,4 @@
-"""Pairs for post-training: the codes that a generator made in the place of an image's own, and which image it was.
+"""Pairs for post-training: an image, and codes of it that a generator has partly replaced.
 
     <pairs>/
         meta.json           num_samples, shard, codebook_size, num_tokens, image_size, what made them (tokenizer,
@@ -6,13 +6,14 @@
         shard-00000.npz     codes uint16 or uint32 (n,L), label int32 (n,), sigma float16 (n,), path text (n,),
                             keep uint8 (n, ceil(L/8)): packed bits, 1 where the code is the image's own
 
-A shard appears whole or not at all; the set is complete when all shards are there. The tokenizer reads this folder and
-nothing of the generator. Source: RobusTok's post-training (arXiv 2509.12474), with codes instead of PNGs.
+A shard appears whole or not at all; the set is complete when all shards are there. Post-training needs this folder and
+the images, not the generator. Source: RobusTok's post-training (arXiv 2509.12474), with codes instead of PNGs.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.codes import check_settings, code_dtype, write_text
+from common.containers import open_images
 from common.errors import UserError
-from common.images import IMAGE_SUFFIXES, center_crop, read_image
 
 __all__ = ["PairFolder", "PairWriter"]
 
@@ -33,14 +34,14 @@ class PairWriter:
     """Builds a pair set shard by shard, from any number of processes, resumable after any interruption.
 
     Args:
-        meta: everything the pairs depend on; the same again resumes, anything else is refused.
+        meta: everything the pairs depend on; equal settings resume, others are refused.
     """
 
     def __init__(self, path: str | Path, meta: dict[str, Any]) -> None:
         self.path, self.meta = Path(path), {"version": VERSION, **meta}
 
     def prepare(self) -> None:
-        """Make or check the folder; one process, before any `write`. Raises: UserError for other settings."""
+        """Create or check the folder; one process, before any `write`. Raises: UserError for other settings."""
         plan = self.path / "meta.json"
         if self.path.exists() and any(self.path.iterdir()):
             check_settings(plan, json.loads(json.dumps(self.meta)), "holds pairs", "--out")
@@ -49,7 +50,7 @@ class PairWriter:
         write_text(plan, json.dumps(self.meta, indent=1))
 
     def missing(self) -> list[int]:
-        """The shards that are not there yet."""
+        """Numbers of the shards to write."""
         return _missing(self.path, self.meta)
 
     def samples(self, number: int) -> range:
@@ -74,13 +75,13 @@ class PairFolder(Dataset):
     """A complete pair set and the folder with its images.
 
     Items are dicts: `codes` int64 (L,), `pixels` uint8 (H,W,3) of the real image's centre crop, `label` int, `sigma`,
-    `index` int.
+    `index` int. Images are found by name, whatever their suffix.
 
-    Raises: UserError when the set is incomplete or damaged, or its images are not under `root`.
+    Raises: UserError when the set is incomplete or damaged, or an image is not under `root`.
     """
 
     def __init__(self, path: str | Path, root: str | Path) -> None:
-        self.path, self.root = Path(path), Path(root)
+        self.path = Path(path)
         self.meta = _read_meta(self.path)
         lacking = _missing(self.path, self.meta)
         if lacking:
@@ -92,9 +93,16 @@ class PairFolder(Dataset):
         self.codes, self.labels, self.sigma, self.paths = (
             np.concatenate([shard[key] for shard in shards]) for key in ("codes", "label", "sigma", "path")
         )
-        self.image_size: int = self.meta["image_size"]
         self.classes: list[str] = self.meta["classes"]
-        find_image(self.root, str(self.paths[0]))
+        self.images = open_images(root, self.meta["image_size"])
+        numbers = {os.path.splitext(name)[0]: number for number, name in enumerate(self.images.names())}
+        found = [numbers.get(os.path.splitext(str(name))[0]) for name in self.paths]
+        if None in found:
+            raise UserError(
+                f"image {str(self.paths[found.index(None)])!r} of the pairs is not under {str(root)!r}; pass the "
+                "folder that the pairs were made from (data.root)"
+            )
+        self._numbers = found
 
     def _read(self, number: int) -> dict[str, np.ndarray]:
         path = _shard(self.path, number)
@@ -109,36 +117,25 @@ class PairFolder(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
         index = item[0] if isinstance(item, tuple) else item
-        image = center_crop(read_image(find_image(self.root, str(self.paths[index]))), self.image_size)
         return {
-            "codes": self.codes[index].astype(np.int64), "pixels": np.array(image), "label": int(self.labels[index]),
-            "sigma": np.float32(self.sigma[index]), "index": index,
+            "codes": self.codes[index].astype(np.int64), "pixels": self.images[self._numbers[index]]["pixels"],
+            "label": int(self.labels[index]), "sigma": np.float32(self.sigma[index]), "index": index,
         }
 
     def name(self, index: int) -> str:
-        return str(self.root / str(self.paths[index]))
+        """An image in messages."""
+        return self.images.name(self._numbers[index])
 
-
-def find_image(root: Path, relative: str) -> Path:
-    """The image of a pair, whatever its suffix is here.
-
-    Raises: UserError when it is not there.
-    """
-    path = root / relative
-    found = next((p for p in (path, *(path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)) if p.is_file()), None)
-    found = found or next((p for p in path.parent.glob(f"{path.stem}.*") if p.suffix.lower() in IMAGE_SUFFIXES), None)
-    if found is None:
-        raise UserError(
-            f"image {relative!r} of the pairs is not under {str(root)!r}; pass the folder of the images (data.root)"
-        )
-    return found
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint records of its training images."""
+        return {"images": len(self), "image_order": self.meta.get("images"), "codes_of": self.meta["codes_of"]}
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "meta.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} is no pair set ({error}); make one with autoregressive.make_pairs") from error
+        raise UserError(f"{str(path)!r} is not a pair set ({error}); make one with make_pairs") from error
     absent = [key for key in REQUIRED if key not in meta]
     if absent or meta["version"] != VERSION:
         raise UserError(f"pair set {str(path)!r} has another format, or lacks {', '.join(absent)}; make it again")

@@ -1,7 +1,7 @@
-"""One model over many processes: `none`, `ddp` or `fsdp`, and what a trainer asks of any of them.
+"""One model on many processes (`run.parallel`: none, ddp or fsdp), activation checkpointing, torch.compile.
 
-Sharded parameters are DTensors. Every function here takes plain tensors as well, so a trainer is written once.
-Units are what is sharded, recomputed and compiled as one: the elements of the model's ModuleLists.
+Sharded parameters are DTensors. Every function here accepts plain tensors as well, so trainers do not distinguish them.
+A unit is sharded, recomputed and compiled as one: an element of one of the model's ModuleLists.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from common import dist
 from common.dist import World
 from common.errors import UserError
+from common.numerics import autocast
 from common.options import RunConfig
 
 __all__ = [
@@ -42,13 +43,24 @@ def units(module: nn.Module) -> list[nn.Module]:
 
 
 def compile_units(module: nn.Module) -> None:
-    """torch.compile the units in place; units of one class share what is compiled."""
-    for unit in units(module):
+    """torch.compile the units in place.
+
+    Units of one class share compiled code, one version per combination of shapes and modes. By default torch runs
+    all versions beyond the eighth uncompiled; here the limit follows the number of units, and exceeding it raises.
+    """
+    from torch._dynamo import config as limits  # takes a second to import
+
+    found = units(module)
+    versions = 8 * max(1, len(found))  # training or not, with or without gradients, two batch sizes
+    limits.recompile_limit = max(limits.recompile_limit, versions)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, versions)
+    limits.fail_on_recompile_limit_hit = True
+    for unit in found:
         unit.forward = torch.compile(unit.forward)
 
 
 def wrap(module: nn.Module, config: RunConfig, world: World) -> nn.Module:
-    """Move a model to its device and make it what training steps call; a weight average is copied from it before.
+    """Move a model to its device and return the module that training steps call. Copy a weight average before.
 
     Raises: UserError for an unknown `run.parallel`, or `none` with several processes.
     """
@@ -69,7 +81,7 @@ def wrap(module: nn.Module, config: RunConfig, world: World) -> nn.Module:
 
 
 def replicate(module: nn.Module, world: World) -> nn.Module:
-    """A copy per process, gradients averaged (DDP)."""
+    """One copy per process, with averaged gradients (DDP)."""
     module.to(world.device)
     if world.size == 1:
         return module
@@ -78,10 +90,10 @@ def replicate(module: nn.Module, world: World) -> nn.Module:
 
 
 def shard(module: nn.Module, precision: str, world: World) -> nn.Module:
-    """Parameters, gradients and optimizer state in equal parts (FSDP2), unit by unit, each moved when it is cut.
+    """Parameters, gradients and optimizer state in equal parts (FSDP2), unit by unit.
 
-    Under bf16 the units travel in bf16, which autocast would make of their matrices anyway, and their gradients are
-    summed in fp32; what is in no unit (quantizer, embeddings, heads) travels in fp32.
+    Under bf16 the parameters of units are gathered in bf16 (autocast would cast their matrices anyway) and their
+    gradients are reduced in fp32. Parameters outside of units (quantizer, embeddings, heads) stay in fp32.
     """
     if world.size == 1:
         return module.to(world.device)
@@ -89,7 +101,7 @@ def shard(module: nn.Module, precision: str, world: World) -> nn.Module:
     travel = MixedPrecisionPolicy()
     if precision == "bf16":
         travel = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # Nothing here changes a module's output in place, which is what torch warns of.
+    # torch warns of in-place changes of a module's output; there are none here.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     for unit in units(module):
         if next(unit.parameters(), None) is not None:
@@ -98,18 +110,22 @@ def shard(module: nn.Module, precision: str, world: World) -> nn.Module:
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """Whole parameters on every process: any method works, and processes may call it a different number of times.
+def gathered(module: nn.Module, precision: str, device: torch.device) -> Iterator[None]:
+    """Whole parameters on every process, under the run's autocast: validation and other passes outside of training.
 
-    `module` is the one that `wrap` or `shard` got: what is in no unit belongs to it.
+    Any method works, and processes may call it a different number of times. `module` is the argument of `wrap` or
+    `shard`. Units that are sharded under bf16 hold bf16 parameters, which need the autocast.
     """
     parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    if parts and parts[0] is module:  # else the first pass through a unit would make that unit the root
+        module._get_fsdp_state()._lazy_init()
     for part in parts:
         part.unshard()
         if part is not module:
             part.set_reshard_after_forward(False, recurse=False)
     try:
-        yield
+        with autocast(precision, device):
+            yield
     finally:
         for part in parts:
             if part is not module:
@@ -130,7 +146,7 @@ def synchronised(wrapped: nn.Module, now: bool) -> Iterator[None]:
 
 
 def micro_batches(tensors: Iterable[Tensor], count: int) -> list[tuple[Tensor, ...]]:
-    """This process's batch in `count` equal parts, each a tuple like `tensors`.
+    """Split this process's batch into `count` equal parts, each a tuple like `tensors`.
 
     Raises: UserError if it does not divide.
     """

@@ -1,23 +1,67 @@
-"""The batches of a run: fetched one ahead, moved to the device, and watched."""
+"""Batches of a run: loader processes, prefetching, transfer to the device, and a watchdog."""
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+
+from common.errors import UserError
 
 STALL_S = 60.0
 
 
-class Feed:
-    """Holds the next batch, or what went wrong while fetching it: both are known before the step is taken.
+def ignore_signals(_worker: int) -> None:
+    """For loader processes: a signal to the whole process group must not kill them before the training has saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
-    `batch` is on the device; `index` int64 (B,) says which items are in it, on the host. While a batch is waited for
-    longer than `stall_s`, `warn` is told so, from another thread.
+
+def iterate(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+    """The batches of `loader`, whose processes run `ignore_signals`.
+
+    Raises: UserError as the dataset does (torch wraps it in the text of its traceback), and when a process died.
+    """
+    before = set(multiprocessing.active_children())
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if in_main_thread and handler is not None:  # torch's handler raises anywhere; `next` notices dead processes, too
+        signal.signal(signal.SIGCHLD, handler)
+    workers = set(multiprocessing.active_children()) - before
+    problem: Exception | None = None
+    try:
+        yield from batches
+    except UserError as error:
+        problem = UserError(str(error).rpartition("UserError: ")[2].strip())
+    except (RuntimeError, OSError, EOFError):  # OSError: the connection to the process is gone
+        if all(worker.is_alive() for worker in workers):
+            raise
+        codes = ", ".join(str(worker.exitcode) for worker in workers if worker.exitcode is not None)
+        problem = UserError(
+            f"a loader process died (exit code {codes}; -9 often means out of memory); lower data.workers or free "
+            "memory, then run the same command again"
+        )
+    finally:
+        del batches  # asks the processes to end
+        for worker in workers:  # those that do not, because they ignore SIGTERM
+            worker.kill()
+    if problem:
+        raise problem
+
+
+class Feed:
+    """Holds the next batch, or the error of fetching it; either is known before the step is taken.
+
+    `batch` is on the device; `index` int64 (B,) lists its items, on the host. When a batch takes longer than
+    `stall_s`, another thread calls `warn`.
     """
 
     def __init__(
@@ -45,16 +89,18 @@ class Feed:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._closed.set()
-        # Left to end by itself, the thread could be the last to hold the batch, and the interpreter, if it is ending,
-        # aborts where a thread frees tensors.
+        # Without the join this thread could hold the last reference to the batch, and freeing tensors in a thread
+        # aborts an interpreter that is shutting down.
         self._watcher.join()
+        if hasattr(self._batches, "close"):
+            self._batches.close()
 
     def advance(self) -> None:
-        """Fetch the next batch. What fails is kept in `problem`: the ranks have to agree on leaving first."""
+        """Fetch the next batch. An error is kept in `problem`, because all ranks must stop together."""
         self._since = time.monotonic()
         try:
             host = next(self._batches)
-        except Exception as error:  # whatever a loader raises ends the run at the same place
+        except Exception as error:  # every error of a loader ends the run in the same way
             self.problem = error
             return
         finally:
@@ -65,7 +111,7 @@ class Feed:
         self.batch = {key: value.to(self._device, non_blocking=True) for key, value in host.items()}
 
     def _report_replaced(self, host: dict[str, Tensor]) -> None:
-        """Name the images that others took the place of (data.bad_images=skip)."""
+        """Log the images that were replaced by others (data.bad_images=skip)."""
         asked = host.pop("asked", None)
         if asked is None:
             return

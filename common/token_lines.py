@@ -1,7 +1,7 @@
-"""Pre-tokenised images as RobusTok and RAR release them: one JSON object a line, {"class_id": 3, "tokens": [17, ...]}.
+"""Codes as RobusTok and RAR release them: one JSON object per line, {"class_id": 3, "tokens": [17, ...]}.
 
-The file is mapped, not read: a pass at the start finds where its lines begin, and a line is parsed when it is asked
-for. Which tokenizer made the codes the file does not say. Source: spec robustok 5.6.
+The file is memory-mapped: one pass at the start finds where the lines begin, and a line is parsed when it is asked for.
+The file does not say which tokenizer made the codes. Source: RobusTok (arXiv 2509.12474), its released code.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class TokenLines(Dataset):
     """Items are dicts: `codes` int64 (N,), `label` int. A line is an image, or one of its crops.
 
     Args:
-        codebook_size: number of different codes; the file does not say.
-        num_tokens: keeps a prefix of the codes; None = all of the first line's.
+        codebook_size: number of different codes.
+        num_tokens: keeps a prefix of the codes; None = as many as the first line has.
 
-    Raises: UserError when the file is missing or holds something else.
+    Raises: UserError when the file is missing or a line has another format.
     """
 
     def __init__(self, path: str | Path, codebook_size: int | None, num_tokens: int | None = None) -> None:
@@ -37,7 +37,7 @@ class TokenLines(Dataset):
         if not codebook_size:
             raise UserError(f"{str(path)!r} does not say how many codes there are; set model.codebook_size=NUMBER")
         if not self.path.is_file() or not self.path.stat().st_size:
-            raise UserError(f"{str(path)!r} is no file with tokens; expected lines of class_id and tokens (.jsonl)")
+            raise UserError(f"{str(path)!r} is not a file with tokens; expected lines of class_id and tokens (.jsonl)")
         starts, labels, at = [], [], 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -56,8 +56,12 @@ class TokenLines(Dataset):
         self._codes(0)
 
     def name(self, index: int) -> str:
-        """What an item is called in messages."""
+        """An image in messages."""
         return f"{self.path}, image {index}"
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint records of its training images."""
+        return {"images": len(self)}
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,14 +1,13 @@
-"""What every token of a tokenizer is worth: code use, entropy and marginal gain, position by position.
+"""Code use, entropy and marginal gain of every token position of a tokenizer.
 
     bash scripts/diagnose_tokenizer.sh --vq-ckpt RUN --data-path DIR --out OUT
 
-writes `<out>/diagnosis.json`, `<out>/positions.md` (a table) and `<out>/positions.png`. A tail of low entropy whose
-tokens gain nothing is what nested dropout alone tends to leave, and what ReTok and NesTok attack.
+writes `<out>/diagnosis.json`, `<out>/positions.md` (a table) and `<out>/positions.png`. Nested dropout alone tends to
+leave a tail of positions with low entropy and no gain, which ReTok and NesTok address.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +16,18 @@ from typing import Any
 import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-import tokenizer as tokenizers
 from common import config, dist
 from common.config import MISSING, build, opt, part
-from common.data import ImageFolder, batches, share
+from common.data import ImageFolder, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
 from common.numerics import autocast
-from evaluations import record
+from evaluations import harness, record
 from evaluations.figures import COLOURS, STYLE, markdown
-from evaluations.metrics import FEATURES
 from evaluations.metrics.codebook_usage import CodeUsage
-from evaluations.metrics.frechet import Moments, frechet_distance
 from tokenizer.model import Tokenizer
 
 
@@ -41,9 +36,9 @@ class DiagnoseConfig:
     vq_ckpt: str = opt(MISSING, "tokenizer: a run, one of its checkpoints, or a released file")
     weights: str = opt("ema", "ema (falls back to model where a run kept no average) | model")
     data_path: str = opt(MISSING, "held-out image folder; centre crops are taken")
-    num_images: int | None = opt(None, "so many images, evenly spread over the folder; null = all")
+    num_images: int | None = opt(None, "number of images, evenly spread over the folder; null = all")
     out: str = opt(MISSING, "folder for the results")
-    every: int | None = opt(None, "gains are measured over so many tokens at a time; null = a 64th of all")
+    every: int | None = opt(None, "tokens between two measured prefixes; null = a 64th of all")
     perceptual: dict[str, Any] = part("evaluations.metrics:PERCEPTUAL", "perceptual distance; {} = none")
     frechet: str | None = opt(None, "distance to the originals: a name in evaluations.metrics:FEATURES; null = none")
     batch_size: int = opt(32, "images at a time, per process")
@@ -54,53 +49,59 @@ class DiagnoseConfig:
 FLAGS: dict[str, config.Alias] = {"perceptual": "perceptual.name"}
 
 
+NOT_IN_QUESTION = {"out": "where results go", "device": "equal up to rounding", "batch_size": "speed"}
+"""Options that do not change the figures, with the reason."""
+
+VERSION = 2
+
+
 def run(config: DiagnoseConfig) -> dict[str, Any]:
-    """Measure and write; returns what `diagnosis.json` says."""
+    """Measure and write; returns the content of `diagnosis.json`, which is reused for exactly the same question."""
     with dist.joined(config.device) as world:
-        tokenizer = tokenizers.load(config.vq_ckpt, config.weights, world.device)
-        return _run(config, world, tokenizer)
+        return _run(config, world)
 
 
-def _run(config: DiagnoseConfig, world: World, tokenizer: Tokenizer) -> dict[str, Any]:
-    if config.frechet and config.frechet not in FEATURES:
-        raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
+def _run(config: DiagnoseConfig, world: World) -> dict[str, Any]:
+    out = Path(config.out)
+    tokenizer = harness.load_tokenizer(config.vq_ckpt, config.weights, world)
     dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
     count = min(len(dataset), config.num_images or len(dataset))
     if count < 2:
         raise UserError(f"--num-images leaves {count} image; expected at least 2, entropy is over images")
-    chosen = [round((i + 0.5) * len(dataset) / count - 0.5) for i in range(count)]
+    chosen = harness.spread(len(dataset), count)
     job = Diagnosis(config, world, tokenizer)
-    mine = [chosen[at] for at in share(count, world.rank, world.size)]
-    for batch in tqdm(
-        batches(dataset, mine, config.batch_size), total=-(-len(mine) // config.batch_size),
-        desc="diagnosis", unit="batch", disable=not world.is_main, dynamic_ncols=True,
-    ):  # fmt: skip
-        job.add(from_pixels(batch["pixels"]).to(world.device))
-    curves, usage = job.gather()
-    if not world.is_main:
-        return {}
-    results = summarise(curves, job.prefixes, usage)
-    question = dataclasses.asdict(config) | {"job": "diagnose", "tokenizer": record.checkpoint(config.vq_ckpt)}
-    out = Path(config.out)
-    flags = record.few_images(count) if config.frechet else []
-    results = record.write(out / "diagnosis.json", question, results, flags)
-    (out / "positions.md").write_text(table(results))
-    plot(results, out / "positions.png")
-    for name, value in results["summary"].items():
-        print(f"{name}: {value:.4f}")
-    print(f"results: {out / 'diagnosis.json'}, {out / 'positions.md'}, {out / 'positions.png'}")
+    question = harness.question(
+        config, "diagnose", VERSION, NOT_IN_QUESTION, files=record.files_key(dataset.paths[i] for i in chosen),
+        tokenizer=record.checkpoint(config.vq_ckpt, config.weights),
+        networks={name: record.weights_key(network) for name, network in job.networks().items()},
+    )
+
+    def measure() -> harness.Measured | None:
+        mine = [chosen[at] for at in share(count, world.rank, world.size)]
+        for batch in harness.visit(dataset, mine, "diagnosis", config.batch_size):
+            job.add(from_pixels(batch["pixels"]).to(world.device))
+        curves, usage = job.gather()
+        return summarise(curves, job.prefixes, usage), record.few_images(count) if config.frechet else [], None
+
+    results = harness.answer(out / "diagnosis.json", question, world, measure)
+    if world.is_main:
+        (out / "positions.md").write_text(table(results))
+        plot(results, out / "positions.png")
+        for name, value in results["summary"].items():
+            print(f"{name}: {value:.4f}")
+        print(f"results: {out / 'diagnosis.json'}, {out / 'positions.md'}, {out / 'positions.png'}")
     return results
 
 
 class Diagnosis:
-    """Sums over the images of this process: how often each code occurs where, and the error of every prefix."""
+    """Sums over the images of this process: occurrences of each code per position, and the error of every prefix."""
 
     def __init__(self, config: DiagnoseConfig, world: World, tokenizer: Tokenizer) -> None:
         self.config, self.world, self.tokenizer = config, world, tokenizer
         every = config.every or max(1, tokenizer.num_tokens // 64)
         if not 1 <= every <= tokenizer.num_tokens:
             raise UserError(f"--every got {config.every}; expected 1 to {tokenizer.num_tokens}")
-        # A 2D tokenizer decodes nothing but the whole grid.
+        # A 2D tokenizer decodes only the whole grid.
         inner = range(every, tokenizer.num_tokens, every) if tokenizer.is_1d else ()
         self.prefixes = sorted({*inner, tokenizer.num_tokens, *({1, tokenizer.num_tokens // 2} if inner else ())})
         self.usage = CodeUsage(tokenizer.num_tokens, tokenizer.codebook_size)
@@ -108,8 +109,14 @@ class Diagnosis:
         self.perceptual = None
         if config.perceptual:
             self.perceptual = build("evaluations.metrics:PERCEPTUAL", config.perceptual).to(world.device)
-        self.extractor = FEATURES[config.frechet](device=world.device) if config.frechet else None
-        self.moments = {k: Moments() for k in (0, *self.prefixes)}  # 0: the originals
+        extractor = harness.load_extractor(config.frechet, world.device)
+        self.sets = harness.ImageSets(world, {k: Path() for k in self.prefixes}, extractor, packed=False)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The frozen networks behind the metrics, by name."""
+        found = {} if self.perceptual is None else {self.perceptual.name: self.perceptual}
+        extractor = self.sets.extractor
+        return found if extractor is None else {**found, extractor.name: extractor.network}
 
     @torch.inference_mode()
     def add(self, images: Tensor) -> None:
@@ -117,46 +124,39 @@ class Diagnosis:
         with autocast(self.config.precision, self.world.device):
             codes = self.tokenizer.encode(images)
         self.usage.update(codes)
-        self._features(0, images)
+        self.sets.add_originals(images)
         for place, k in enumerate(self.prefixes):
             with autocast(self.config.precision, self.world.device):
                 decoded = self.tokenizer.decode(codes[:, :k]).float().clamp(-1, 1)
             self._sum("mse", place, (decoded - images).square().mean(dim=(1, 2, 3)))
             if self.perceptual is not None:
                 self._sum(self.perceptual.name, place, self.perceptual(decoded, images))
-            self._features(k, decoded)
+            self.sets.add(k, decoded)
 
     def _sum(self, name: str, place: int, values: Tensor) -> None:
         sums = self.sums.setdefault(name, torch.zeros(len(self.prefixes), dtype=torch.float64))
         sums[place] += values.double().sum().cpu()
 
-    def _features(self, k: int, images: Tensor) -> None:
-        if self.extractor is not None:
-            self.moments[k].update(self.extractor(images)[0].cpu().numpy())
-
     def gather(self) -> tuple[dict[str, list[float]], CodeUsage]:
         """Error of every prefix by metric, and code counts, over all ranks."""
-        gathered = dist.gather_objects((self.sums, self.moments, self.usage.counts))
-        for _, moments, counts in gathered[1:]:
+        self.sets.gather()
+        gathered = dist.gather_objects((self.sums, self.usage.counts))
+        for _, counts in gathered[1:]:
             self.usage.counts += counts
-            for k, mine in self.moments.items():
-                mine.merge(moments[k])
         images = int(self.usage.counts[0].sum())
-        curves = {name: (sum(sums[name] for sums, _, _ in gathered) / images).tolist() for name in self.sums}
-        if self.extractor is not None:
-            original = self.moments[0].gaussian()
-            curves[self.config.frechet] = [
-                frechet_distance(original, self.moments[k].gaussian()) for k in self.prefixes
-            ]
+        names = next(sums for sums, _ in gathered if sums)
+        curves = {name: (sum(sums[name] for sums, _ in gathered if sums) / images).tolist() for name in names}
+        if self.sets.extractor is not None:
+            curves[self.config.frechet] = [self.sets.distance(k) for k in self.prefixes]
         return curves, self.usage
 
 
 def summarise(curves: dict[str, list[float]], prefixes: list[int], usage: CodeUsage) -> dict[str, Any]:
-    """Figures per position and, for the tail (the second half of the sequence), in short.
+    """Figures per position, and a summary with the means of all positions and of the tail (the second half).
 
-    `entropy` is that of the code distribution at a position over log(min(codebook, images)): 0 = always the same code.
+    `entropy` of a position is that of its codes, divided by log(min(codebook, images)): 0 = always the same code.
     `gains` of a metric hold, for each interval between two prefixes, the drop of the error per added token.
-    `tail_gain_*` is the share of the error at N/2 tokens that the other half removes.
+    `tail_gain_*` is the fraction of the error at N/2 tokens that the second half removes.
     """
     seen = usage.summary()
     positions, codebook_size = usage.counts.shape
@@ -186,7 +186,7 @@ def _mean(values: list[float]) -> float:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A row for every position; errors and gains stand where a prefix ends."""
+    """A row for every position, with errors and gains where a prefix ends."""
     positions, prefixes = results["positions"], results["prefixes"]
     rows = [
         {"position": i + 1, "codebook use": f"{use:.3f}", "entropy": f"{entropy:.3f}"}
@@ -213,7 +213,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         left.bar(where, positions["entropy"], color=COLOURS[0], width=0.85)
         left.set(title=f"Normalised entropy, tail {results['summary']['tail_entropy']:.2f}", ylim=(0, 1))
         right.bar(where, positions["usage"], color=COLOURS[2], width=0.85)
-        right.set(title=f"Share of the codebook, mean {results['summary']['mean_usage']:.2f}")
+        right.set(title=f"Fraction of the codebook, mean {results['summary']['mean_usage']:.2f}")
         for axes, name in zip(others, curves, strict=True):
             axes.plot(prefixes["num_tokens"], prefixes[name], color=COLOURS[1], marker="o", markersize=3)
             axes.set(title=name, xlabel="tokens decoded")

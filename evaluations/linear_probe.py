@@ -1,19 +1,18 @@
-"""Linear probe: how well do frozen features of a tokenizer or a generator tell the classes apart?
+"""Linear probe: top-1 accuracy of one linear layer on frozen features of a tokenizer or a generator.
 
     bash scripts/train_lin_probe.sh --vq-ckpt RUN --data-path DIR --val-path DIR --out OUT
     bash scripts/train_lin_probe_gpt.sh --gpt-ckpt RUN --vq-ckpt RUN --data-path DIR --val-path DIR --out OUT
 
-trains one linear layer on features averaged over an image's tokens, then writes its top-1 accuracy on the validation
-images to `<out>/results.json`. Interrupted, the same command continues; --eval measures a probe without training it.
+trains the layer on features averaged over an image's tokens, then writes its accuracy on the validation images to
+`<out>/results.json`. After an interruption the same command resumes; --eval measures a probe without training it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-import tokenizer as tokenizers
 from autoregressive.paper_flags import COMMON_FLAGS
 from autoregressive.released import load_compatible
-from common import checkpoint, config, dist, loop, numerics, optim
+from common import checkpoint, config, dist, loop, numerics, weight_choice
 from common.config import MISSING, opt
-from common.data import ImageFolder, batches, share, stream
+from common.containers import open_images
+from common.data import ImageFolder, share, stream
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
 from common.options import LogConfig, OptimConfig, RunConfig
 from common.paper_flags import half, joined, switch
-from common.shards import open_images
-from evaluations import record
+from common.provenance import read_provenance
+from common.trainee import Trainee
+from evaluations import harness, record
 from evaluations.probe_features import Features, generator_features, tokenizer_features
 
 
@@ -48,7 +47,7 @@ class ProbeConfig:
     vq_weights: str = opt("ema", "tokenizer weights: ema | model")
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
     image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
-    gpt_ckpt: str | None = opt(None, "generator whose features are probed; null = the tokenizer's are")
+    gpt_ckpt: str | None = opt(None, "probe the features of this generator; null = those of the tokenizer")
     gpt_weights: str = opt("model", "generator weights: model | ema")
     gpt_model: str | None = opt(None, "generator size; must agree with the checkpoint")
     n_layer: int | None = opt(None, "generator block whose output is probed, 1-based; null = the middle one")
@@ -57,21 +56,21 @@ class ProbeConfig:
         "encoder", "of a tokenizer: encoder (after its last norm) | fix_dim (projected) | decoder (semantic depth)"
     )
     data_path: str | None = opt(None, "image folder to train the probe on; not needed with eval")
-    val_path: str = opt(MISSING, "image folder of the same classes to measure it on; centre crops are taken")
+    val_path: str = opt(MISSING, "image folder of the same classes for the accuracy; centre crops are taken")
     crop: str = opt("random", "training crops: random (short side in [size, size/0.8], random square) | center")
     flip: bool = opt(True, "mirror half of the training images")
     epochs: int = opt(90, "passes over the training images")
     warmup_epochs: int = opt(10, "of these, epochs of linear warm-up from 0")
     blr: float = opt(0.1, "learning rate per 256 images of the global batch")
-    lr: float | None = opt(None, "learning rate as it is, instead of blr")
-    min_lr: float = opt(0.0, "where the cosine ends")
+    lr: float | None = opt(None, "learning rate independent of the batch size, instead of blr")
+    min_lr: float = opt(0.0, "final learning rate of the cosine schedule")
     weight_decay: float = opt(0.0, "weight decay of the linear layer's matrix")
     per_proc_batch_size: int = opt(128, "images at once, per process")
     num_workers: int = opt(0, "loader processes per rank")
     seed: int = opt(0, "seed of the linear layer, the data order and the crops")
     precision: str = opt("none", "of the frozen models: none (fp32) | bf16; the probe itself is fp32")
     ckpt_epoch: int = opt(10, "epochs between checkpoints of the probe")
-    eval: bool = opt(False, "train nothing, measure lin_probe_ckpt (or the probe in out)")
+    eval: bool = opt(False, "measure lin_probe_ckpt (or the probe in out) without training")
     lin_probe_ckpt: str | None = opt(None, "for eval: a probe's run or checkpoint; null = the one in out")
     device: str = opt("auto", "auto | cpu | cuda")
     log: LogConfig = field(default_factory=LogConfig)
@@ -93,12 +92,12 @@ FLAGS: dict[str, Any] = {
     "log-every": "log.every",
     "fix-dim": switch("features=fix_dim"),
     "from-decoder": switch("features=decoder"),
-    "dist-eval": switch(),  # the validation images are always shared out
+    "dist-eval": switch(),  # the validation images are always distributed over the ranks
 }
 
 
 class Lars(torch.optim.Optimizer):
-    """Momentum SGD; a matrix moves by `trust` times its norm per unit of gradient norm, a vector as in plain SGD.
+    """Momentum SGD whose updates of matrices are scaled by `trust` * weight norm / gradient norm; vectors are not.
 
     Source: You et al., "Large batch training of convolutional networks" (arXiv 1708.03888), as MAE's and GigaTok's
     linear probes use it: momentum 0.9, trust 0.001.
@@ -127,13 +126,13 @@ class Lars(torch.optim.Optimizer):
 
 
 class Probe(nn.Module):
-    """Features (B,D) -> logits (B,K): normalised over the batch, then one linear layer. Source: MAE's linear probe."""
+    """Features (B,D) -> logits (B,K): batch normalisation, then one linear layer. Source: MAE's linear probe."""
 
     def __init__(self, width: int, num_classes: int, seed: int = 0) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.linear = nn.Linear(width, num_classes)
-        generator = torch.Generator().manual_seed(seed)
+        generator = numerics.torch_generator(seed, "weights")
         nn.init.trunc_normal_(self.linear.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.linear.bias)
 
@@ -141,45 +140,33 @@ class Probe(nn.Module):
         return self.linear(self.norm(features))
 
 
-class ProbeTrainee:
-    """One step: the features of this rank's images, gathered, then the same update of the small probe on every rank.
+class ProbeTrainee(Trainee):
+    """Trains the probe on the features of the global batch: every rank gathers them and applies the same update.
 
-    So the normalisation sees the global batch, and any number of ranks trains the same probe.
+    The normalisation therefore sees the global batch, and the result does not depend on the number of ranks.
     """
 
-    alarms = ()
+    def __init__(
+        self, config: ProbeConfig, run: RunConfig, schedule: OptimConfig, world: World, features: Features, classes: int
+    ) -> None:
+        super().__init__(run, schedule, world)
+        self.precision, self.features = config.precision, features
+        self.start(Probe(features.width, classes, config.seed))
 
-    def __init__(self, config: ProbeConfig, world: World, features: Features, num_classes: int, schedule: OptimConfig,
-                 steps: int) -> None:  # fmt: skip
-        self.precision, self.world, self.features = config.precision, world, features
-        self.schedule, self.steps = schedule, steps
-        self.probe = Probe(features.width, num_classes, config.seed).to(world.device)
-        self.optimizer = Lars(self.probe.parameters(), schedule.lr, schedule.weight_decay)
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module.to(self.world.device)
 
-    def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def make_optimizer(self) -> Lars:
+        return Lars(self.model.parameters(), self.schedule.lr, self.schedule.weight_decay)
+
+    def inputs(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, ...]:
         mine = read(self.features, batch["pixels"], self.precision, self.world.device)
-        features, labels = torch.cat(dist.all_gather(mine)), torch.cat(dist.all_gather(batch["label"]))
-        logits = self.probe.train()(features)
+        return torch.cat(dist.all_gather(mine)), torch.cat(dist.all_gather(batch["label"]))
+
+    def losses(self, step: int, number: int, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self.wrapped(features)
         loss = F.cross_entropy(logits, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        _, not_finite = optim.update(self.optimizer, self.schedule, step, self.steps, loss)
-        right = (logits.argmax(dim=1) == labels).float().mean()
-        return {"train/loss": loss, "train/accuracy": right, "not_finite": not_finite}
-
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        return {"model": self.probe.state_dict()}
-
-    def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict()}
-
-    def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
-        checkpoint.load_into(self.probe, weights("model"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def validate(self) -> dict[str, float]:
-        """Nothing while it trains: the job measures the finished probe."""
-        return {}
+        return loss, {"train/loss": loss, "train/accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
 
 @torch.no_grad()
@@ -193,31 +180,43 @@ def read(features: Features, pixels: Tensor, precision: str, device: torch.devic
 def accuracy(
     probe: Probe, features: Features, data: ImageFolder, world: World, precision: str, batch_size: int, workers: int = 0
 ) -> dict[str, int]:
-    """How many of all ranks' images the probe gets right, and how many there are: sums, which no share's size bends."""
+    """Counts of correctly classified images and of all images, summed over the ranks."""
     probe.eval()
     sums = torch.zeros(2, dtype=torch.int64, device=world.device)
     mine = share(len(data), world.rank, world.size)
-    bar = tqdm(total=len(mine), desc="probe accuracy", unit="image", disable=not world.is_main, dynamic_ncols=True)
-    for batch in batches(data, mine, batch_size, workers):
-        found = probe(read(features, batch["pixels"], precision, world.device)).argmax(dim=1)
-        sums += torch.stack(((found == batch["label"].to(world.device)).sum(), torch.tensor(len(found)).to(found)))
-        bar.update(len(found))
-    bar.close()
+    for batch in harness.visit(data, mine, "probe accuracy", batch_size, workers):
+        right = probe(read(features, batch["pixels"], precision, world.device)).argmax(dim=1).cpu() == batch["label"]
+        sums += torch.tensor([int(right.sum()), len(right)], device=world.device)
     correct, images = torch.stack(dist.all_gather(sums)).sum(dim=0).tolist()
     return {"correct": correct, "images": images}
+
+
+NOT_IN_QUESTION = {
+    "out": "where results go", "log": "what is printed", "device": "equal up to rounding", "num_workers": "speed",
+    "gpt_model": "must agree with the checkpoint", "tok_config": "must agree with the checkpoint",
+    "image_size": "must agree with the checkpoint", "eval": "how the probe was found",
+    **dict.fromkeys(
+        ("data_path", "crop", "flip", "epochs", "warmup_epochs", "blr", "lr", "min_lr", "weight_decay",
+         "per_proc_batch_size", "seed", "ckpt_epoch", "lin_probe_ckpt"),
+        "changes the probe, whose hash is in the question",
+    ),
+}  # fmt: skip
+"""Options that do not change the accuracy of a given probe, with the reason."""
+
+VERSION = 2
 
 
 def run(config: ProbeConfig) -> dict[str, Any]:
     """Train (or resume, or with `eval` only load) a probe and measure it; returns what `<out>/results.json` says."""
     if not config.data_path and not config.eval:
-        raise UserError("a probe needs images to train on; give --data-path DIR, or --eval to measure a trained one")
+        raise UserError("a probe needs images to train on; give --data-path DIR, or --eval to measure a trained probe")
     if config.lin_probe_ckpt and not config.eval:
         raise UserError("--lin-probe-ckpt is the probe that --eval measures; add --eval or leave it out")
     with dist.joined(config.device) as world:
-        tokenizer = tokenizers.load(
-            config.vq_ckpt, config.vq_weights, world.device, config.tok_config, config.image_size
-        )
+        named = (config.tok_config, config.image_size)
+        tokenizer = harness.load_tokenizer(config.vq_ckpt, config.vq_weights, world, *named, flag="vq-weights")
         if config.gpt_ckpt:
+            weight_choice.announce("generator", config.gpt_ckpt, config.gpt_weights, "gpt-weights")
             model = load_compatible(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
             features = generator_features(model, tokenizer, config.n_layer, config.num_code)
         else:
@@ -226,36 +225,31 @@ def run(config: ProbeConfig) -> dict[str, Any]:
 
 
 def train_and_measure(config: ProbeConfig, world: World, features: Features, image_size: int) -> dict[str, Any]:
-    """The job, whatever the features are."""
+    """The job for given features."""
     probed = _probed(config)
     if config.eval:
         folder = checkpoint.resolve_folder(config.lin_probe_ckpt or config.out)
     else:
         folder = _train(config, world, features, image_size, probed)
-    classes = json.loads((folder / checkpoint.MANIFEST).read_text())["classes"]
-    data = open_images(config.val_path, image_size, crop="center")
-    if data.classes != classes:
-        raise UserError(f"{config.val_path!r} has other classes than the probe's training images; pass their val part")
-    question = {
-        "job": "linear_probe", **probed, "probe": record.checkpoint(folder), "precision": config.precision,
-        "files": record.files_key(data.files(len(data))),
-    }
-    path = Path(config.out) / "results.json"
-    earlier = dist.gather_objects(record.read_current(path, question))[0]
-    if earlier is not None:
-        if world.is_main:
-            print(f"{path}: this was measured before; delete the file to measure again")
-        return earlier
-    probe = Probe(features.width, len(classes)).to(world.device)
-    checkpoint.load_into(probe, checkpoint.read_weights(folder, "model"), str(folder))
-    sums = accuracy(
-        probe, features, data, world, config.precision, config.per_proc_batch_size, config.num_workers
+    classes = read_provenance(folder)["classes"]
+    data = open_images(config.val_path, image_size, classes=classes)
+    question = harness.question(
+        config, "linear_probe", VERSION, NOT_IN_QUESTION, files=record.files_key(data.files(len(data))),
+        probe=record.checkpoint(folder, "model"), tokenizer=record.checkpoint(config.vq_ckpt, config.vq_weights),
+        generator=record.checkpoint(config.gpt_ckpt, config.gpt_weights) if config.gpt_ckpt else None,
     )
-    results = {"accuracy": sums["correct"] / sums["images"], **sums}
+
+    def measure() -> harness.Measured:
+        probe = Probe(features.width, len(classes)).to(world.device)
+        checkpoint.load_into(probe, checkpoint.read_weights(folder, "model"), str(folder))
+        batches = (config.precision, config.per_proc_batch_size, config.num_workers)
+        sums = accuracy(probe, features, data, world, *batches)
+        return {"accuracy": sums["correct"] / sums["images"], **sums}, [], None
+
+    path = Path(config.out) / "results.json"
+    results = harness.answer(path, question, world, measure)
     if world.is_main:
-        results = record.write(path, question, results)
-        print(f"top-1 accuracy {results['accuracy']:.4f} on {sums['images']} images\nresults: {path}")
-    dist.barrier()
+        print(f"top-1 accuracy {results['accuracy']:.4f} on {results['images']} images\nresults: {path}")
     return results
 
 
@@ -272,21 +266,24 @@ def _train(config: ProbeConfig, world: World, features: Features, image_size: in
     run = RunConfig(
         out=config.out, steps=steps, seed=config.seed, device=config.device, checkpoint_every=every, milestone_every=0
     )
-    trainee = ProbeTrainee(config, world, features, len(data.classes), schedule, steps)
+    trainee = ProbeTrainee(config, run, schedule, world, features, len(data.classes))
 
     def loader(start: int, stop: int) -> Iterable[dict[str, Tensor]]:
         return stream(data, batch_size, world.rank, world.size, config.seed, start, stop, config.num_workers)
 
     about = {**dataclasses.asdict(config), "model": {**probed, "classes": len(data.classes)}}
-    return loop.run(trainee, loader, run, config.log, world, about, {"classes": data.classes}, data.name)
+    meta = {"classes": data.classes, "data": data.facts()}
+    return loop.run(trainee, loader, run, config.log, world, about, meta, data.name)
 
 
 def _probed(config: ProbeConfig) -> dict[str, Any]:
-    """Which features these are: a probe of others is not resumed and its result not reused."""
-    asked = {"num_code": config.num_code, "tokenizer": record.checkpoint(config.vq_ckpt)["weights_sha256"]}
+    """Identity of the features: a probe of other features is not resumed."""
+    tokenizer = record.checkpoint(config.vq_ckpt, config.vq_weights)["weights_sha256"]
+    asked = {"num_code": config.num_code, "tokenizer": tokenizer}
     if config.gpt_ckpt:
-        generator = record.checkpoint(config.gpt_ckpt)["weights_sha256"]
-        return asked | {"generator": generator, "weights": config.gpt_weights, "layer": config.n_layer}
+        generator = record.checkpoint(config.gpt_ckpt, config.gpt_weights)["weights_sha256"]
+        weights = {"weights": config.gpt_weights, "tokenizer_weights": config.vq_weights}
+        return asked | {"generator": generator, **weights, "layer": config.n_layer}
     return asked | {"features": config.features, "weights": config.vq_weights}
 
 

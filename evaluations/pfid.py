@@ -1,12 +1,12 @@
-"""How well a decoder bears wrong codes: the distance of reconstructions from perturbed codes to the originals (pFID).
+"""pFID: robustness of a decoder to wrong codes, as FID of reconstructions from perturbed codes.
 
     bash scripts/eval_pfid.sh --vq-ckpt RUN --data-path DIR --sample-dir OUT --gt-npz-path VAL.npz
 
-With probability alpha each code of each image is redrawn among the delta codes nearest to it, its own included; FID is
+With probability alpha each code of each image is redrawn among the delta codes nearest to it, itself included; FID is
 measured for every (alpha, delta), and pFID is the mean. `--frechet fd_efficientnet_lite2` measures the same on embedded
-features and calls it pfd_efficientnet_lite2. The settings behind published pFIDs are not known: the grid here is ours,
-so compare only figures of one grid. A continuous tokenizer has no codes to redraw: its vectors get Gaussian noise, and
-the figure is called pfid_c. Writes `<sample-dir>/results.json` with every cell, and the unperturbed rFID.
+features and calls it pfd_efficientnet_lite2. The settings behind published pFIDs are not known: the default grid is our
+own, so compare only figures of one grid. For a continuous tokenizer, which has no codes, Gaussian noise is added to the
+vectors, and the figure is called pfid_c. Writes `<sample-dir>/results.json` with every cell and the unperturbed rFID.
 """
 
 from __future__ import annotations
@@ -20,22 +20,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-import tokenizer as tokenizers
 from autoregressive.paper_flags import COMMON_FLAGS
 from common import config, dist
 from common.config import opt
-from common.data import ImageFolder, batches, share
+from common.data import share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
-from common.npz import PartWriter, join
-from evaluations import record
-from evaluations.c2i import scores
-from evaluations.harness import DecodingConfig
-from evaluations.metrics import FEATURES
-from evaluations.metrics.frechet import Moments, frechet_distance
+from common.numerics import numpy_generator
+from evaluations import harness, record
+from evaluations.harness import DecodingConfig, ImageSets
 from tokenizer.model import Tokenizer
 from tokenizer.quantizers.perturbation import NEIGHBOURS, nearest_codes
 
@@ -44,159 +39,116 @@ from tokenizer.quantizers.perturbation import NEIGHBOURS, nearest_codes
 class PfidConfig(DecodingConfig):
     sample_dir: str = opt("results/pfid", "where results go")
     alphas: list[float] = opt([0.5, 0.7, 0.9], "probabilities that a code is redrawn")
-    deltas: list[float] = opt([0.02, 0.05], "pools it is redrawn from: a number of codes, or below 1 a share of them")
+    deltas: list[float] = opt([0.02, 0.05], "nearest codes to draw from: a number, or below 1 a share of the codebook")
     neighbours: str = opt("code", "nearest to the chosen code (the paper's text) | to the latent (RobusTok's training)")
     rhos: list[float] = opt(
-        [0.1, 0.2, 0.4], "continuous tokenizers: noise instead, as a share of each channel's standard deviation"
+        [0.1, 0.2, 0.4], "continuous tokenizers: noise, as a fraction of each channel's standard deviation"
     )
-    seed: int = opt(0, "image i draws from the seed and i alone")
+    seed: int = opt(0, "the draws for image i depend only on the seed and i")
 
 
 FLAGS: dict[str, config.Alias] = {"quant-way": COMMON_FLAGS["quant-way"], "global-seed": "seed"}
 
 
-NOT_IN_QUESTION = ("sample_dir", "device", "per_proc_batch_size", "num_workers", "eval_python_path")
-VERSION = 1
+NOT_IN_QUESTION = {
+    "sample_dir": "where results go", "device": "equal up to rounding", "per_proc_batch_size": "speed",
+    "num_workers": "speed", "eval_python_path": "the engine that it selects is in the question",
+}
+"""Options that do not change the figures, with the reason."""
+
+VERSION = 2
 
 
 def run(config: PfidConfig) -> dict[str, Any]:
-    """Measure, write `results.json` and return it; an earlier result is reused only for exactly the same question."""
+    """Measure, write `results.json` and return it; an earlier result is reused for exactly the same question."""
     with dist.joined(config.device) as world:
         return _run(config, world)
 
 
 def _run(config: PfidConfig, world: World) -> dict[str, Any]:
     path = Path(config.sample_dir) / "results.json"
-    tokenizer = tokenizers.load(config.vq_ckpt, config.weights, world.device, config.model_config, config.image_size)
     if not config.frechet and not config.gt_npz_path:
-        raise UserError("there is nothing to measure; give --gt-npz-path FILE.npz or --frechet NAME")
-    if config.frechet and config.frechet not in FEATURES:
-        raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
+        raise UserError("nothing to measure; give --gt-npz-path FILE.npz or --frechet NAME")
+    tokenizer = harness.load_tokenizer(
+        config.vq_ckpt, config.weights, world, config.model_config, config.image_size
+    )
+    extractor = harness.load_extractor(config.frechet, world.device)
     cells = make_cells(config, tokenizer)
-    dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
-    count = min(len(dataset), config.num_images or len(dataset))
-    question = _question(config, dataset.paths[:count], cells)
-    earlier = dist.gather_objects(record.read_current(path, question))[0]
-    if earlier is not None:
-        if world.is_main:
-            print(f"{path}: this was measured before; delete the file to measure again")
-        return earlier
-    mine = share(count, world.rank, world.size)
-    if is_continuous(tokenizer):
-        given = batches(dataset, mine, config.per_proc_batch_size, config.num_workers)
-        views = LatentNoise(config, tokenizer, cells, (from_pixels(each["pixels"].to(world.device)) for each in given))
-    else:
-        views = CodeSwaps(config, tokenizer, cells)
-    job = Measurement(config, world, tokenizer, cells, views)
-    bar = tqdm(total=len(mine), desc="pfid", unit="image", disable=not world.is_main, dynamic_ncols=True)
-    for batch in batches(dataset, mine, config.per_proc_batch_size, config.num_workers):
-        job.add(batch["index"].numpy(), batch["pixels"])
-        bar.update(len(batch["index"]))
-    bar.close()
-    results = job.finish(count)
+    dataset, count = harness.open_crops(config.data_path, tokenizer.image_size, config.num_images)
+    question = harness.question(
+        config, "pfid", VERSION, NOT_IN_QUESTION, images=count, files=record.files_key(dataset.paths[:count]),
+        cells=[cell._asdict() for cell in cells], tokenizer=record.checkpoint(config.vq_ckpt, config.weights),
+        networks={extractor.name: record.weights_key(extractor.network)} if extractor else {},
+        **harness.reference_sources(config, config.sample_dir, "reconstruction"),
+    )
+
+    def measure() -> harness.Measured | None:
+        mine = share(count, world.rank, world.size)
+        workers = (config.per_proc_batch_size, config.num_workers)
+        views: CodeSwaps | LatentNoise
+        if is_continuous(tokenizer):
+            given = harness.visit(dataset, mine, "deviations", *workers)
+            images = (from_pixels(each["pixels"].to(world.device)) for each in given)
+            views = LatentNoise(config, tokenizer, cells, images)
+        else:
+            views = CodeSwaps(config, tokenizer, cells)
+        # One file per cell; the unperturbed one may occur again among those that were asked for.
+        files = {number: Path(config.sample_dir) / f"cell_{number:03d}.npz" for number in range(len(cells))}
+        sets = ImageSets(world, files, extractor, bool(config.gt_npz_path))
+        with torch.inference_mode():
+            for batch in harness.visit(dataset, mine, "pfid", *workers):
+                originals = from_pixels(batch["pixels"]).to(world.device)
+                sets.add_originals(originals)
+                for number, view in enumerate(views(batch["index"].numpy(), originals)):
+                    decoded = to_pixels(view)
+                    sets.add(number, from_pixels(torch.from_numpy(decoded)).to(world.device), decoded)
+        sets.gather()
+        if not world.is_main:
+            return None
+        if config.gt_npz_path:
+            sets.compare_with(config, question["engine"])
+        results = summarise(config, tokenizer, cells, sets, count)
+        return results, dict.fromkeys([*record.few_images(count), *sets.flags]), None
+
+    results = harness.answer(path, question, world, measure)
     if world.is_main:
-        results = record.write(path, question, results, record.few_images(count))
         for k, found in results["tokens"].items():
             print(f"{k:>4} tokens: " + "  ".join(f"{name} {value:.4f}" for name, value in found["mean"].items()))
         print(f"results: {path}")
-    dist.barrier()
     return results
 
 
-def _question(config: PfidConfig, paths: list[str], cells: list[Cell]) -> dict[str, Any]:
-    asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_QUESTION}
-    asked |= {
-        "job": "pfid", "version": VERSION, "images": len(paths), "files": record.files_key(paths),
-        "cells": [cell._asdict() for cell in cells], "tokenizer": record.checkpoint(config.vq_ckpt),
-    }
-    if config.gt_npz_path:
-        asked |= scores.question(
-            config.gt_npz_path, config.sample_dir, "reconstruction", config.engine, config.eval_python_path,
-            config.inception_path,
-        )
-    return asked
-
-
-class Measurement:
-    """Everything that is added up over the images of this process."""
-
-    def __init__(
-        self, config: PfidConfig, world: World, tokenizer: Tokenizer, cells: list[Cell] | list[NoisyCell],
-        views: CodeSwaps | LatentNoise,
-    ) -> None:
-        self.config, self.world, self.tokenizer, self.cells, self.views = config, world, tokenizer, cells, views
-        self.extractor = FEATURES[config.frechet](device=world.device) if config.frechet else None
-        self.originals, self.moments = Moments(), [Moments() for _ in cells]
-        self.writers = [PartWriter(self.npz(cell), world.rank) for cell in cells] if config.gt_npz_path else []
-
-    def npz(self, cell: Cell | NoisyCell) -> Path:
-        name = "_".join(f"{key}_{value:g}" for key, value in cell._asdict().items())
-        return Path(self.config.sample_dir) / f"{name}.npz"
-
-    @torch.inference_mode()
-    def add(self, indices: np.ndarray, pixels: Tensor) -> None:
-        """One batch of originals, uint8 (B,H,W,3), with their numbers in the folder."""
-        images = from_pixels(pixels).to(self.world.device)
-        if self.extractor:
-            self.originals.update(self.extractor(images)[0].cpu().numpy())
-        for number, view in enumerate(self.views(indices, images)):
-            decoded = to_pixels(view)
-            if self.extractor:
-                rounded = from_pixels(torch.from_numpy(decoded)).to(images.device)
-                self.moments[number].update(self.extractor(rounded)[0].cpu().numpy())
-            if self.writers:
-                self.writers[number].write(decoded)
-
-    def finish(self, count: int) -> dict[str, Any]:
-        """Gather from all processes; the main one measures and returns the results."""
-        for writer in self.writers:
-            writer.close()
-        gathered = dist.gather_objects((self.originals, self.moments))
-        dist.barrier()
-        if not self.world.is_main:
-            return {}
-        for theirs_originals, moments in gathered[1:]:
-            self.originals.merge(theirs_originals)
-            for mine, theirs in zip(self.moments, moments, strict=True):
-                mine.merge(theirs)
-        config, evaluator, features = self.config, None, {}
-        if self.writers:
-            chosen = scores.choose(config.engine, config.eval_python_path)
-            reference = (config.gt_npz_path, chosen, config.eval_python_path, config.inception_path)
-            evaluator = scores.Scores(*reference, self.world.device)
-        continuous = is_continuous(self.tokenizer)
-        originals = self.originals.gaussian() if self.extractor else None
-        tokens: dict[str, dict[str, Any]] = {}
-        for cell, moments in zip(self.cells, self.moments, strict=True):
-            found: dict[str, float] = {}
-            if self.extractor:
-                found[config.frechet] = frechet_distance(originals, moments.gaussian())
-            if evaluator:
-                size = self.tokenizer.image_size
-                about = {"kind": "reconstruction", **cell._asdict()}
-                join(self.npz(cell), count, (size, size), self.world.size, about)
-                figures, features["inception"], _ = evaluator(self.npz(cell))
-                found["fid"] = figures["fid"]
-                self.npz(cell).unlink()
-            if str(cell.num_tokens) not in tokens:  # the first cell of a length is the unperturbed one
-                unperturbed = {"rfid" if name == "fid" else name: value for name, value in found.items()}
-                tokens[str(cell.num_tokens)] = {"unperturbed": unperturbed, "cells": [], "mean": {}}
-            else:
-                about = {key: value for key, value in cell._asdict().items() if key != "num_tokens"}
-                if not continuous:
-                    about["delta_share"] = cell.delta / self.tokenizer.codebook_size
-                named = {f"p{name}{'_c' if continuous else ''}": value for name, value in found.items()}
-                tokens[str(cell.num_tokens)]["cells"].append(about | named)
-        for entry in tokens.values():
-            names = [name for name in entry["cells"][0] if name.startswith("p")]
-            entry["mean"] = {name: float(np.mean([cell[name] for cell in entry["cells"]])) for name in names}
-        made = {name: dataclasses.asdict(about) for name, about in features.items()}
-        size = None if continuous else self.tokenizer.codebook_size
-        return {"codebook_size": size, "tokens": tokens, "features": made}
+def summarise(
+    config: PfidConfig, tokenizer: Tokenizer, cells: list[Cell] | list[NoisyCell], sets: ImageSets, count: int
+) -> dict[str, Any]:
+    """Figures of every cell and their mean for every number of tokens; deletes the cells' `.npz`."""
+    continuous, tokens = is_continuous(tokenizer), {}
+    for number, cell in enumerate(cells):
+        found: dict[str, float] = {}
+        if sets.extractor:
+            found[config.frechet] = sets.distance(number)
+        if config.gt_npz_path:
+            about = {"kind": "reconstruction", **cell._asdict()}
+            found["fid"] = sets.pack(number, count, tokenizer.image_size, about)["fid"]
+            sets.files[number].unlink()
+        if str(cell.num_tokens) not in tokens:  # the first cell of a length is the unperturbed one
+            unperturbed = {"rfid" if name == "fid" else name: value for name, value in found.items()}
+            tokens[str(cell.num_tokens)] = {"unperturbed": unperturbed, "cells": [], "mean": {}}
+            continue
+        about = {key: value for key, value in cell._asdict().items() if key != "num_tokens"}
+        if not continuous:
+            about["delta_share"] = cell.delta / tokenizer.codebook_size
+        named = {f"p{name}{'_c' if continuous else ''}": value for name, value in found.items()}
+        tokens[str(cell.num_tokens)]["cells"].append(about | named)
+    for entry in tokens.values():
+        names = [name for name in entry["cells"][0] if name.startswith("p")]
+        entry["mean"] = {name: float(np.mean([cell[name] for cell in entry["cells"]])) for name in names}
+    features = {name: dataclasses.asdict(about) for name, about in sets.features.items()}
+    return {"codebook_size": None if continuous else tokenizer.codebook_size, "tokens": tokens, "features": features}
 
 
 class Cell(NamedTuple):
-    """One way to decode: the first `num_tokens` codes, redrawn with chance `alpha` among the `delta` nearest."""
+    """Decode the first `num_tokens` codes, each redrawn with probability `alpha` among its `delta` nearest."""
 
     num_tokens: int
     alpha: float
@@ -204,7 +156,7 @@ class Cell(NamedTuple):
 
 
 class NoisyCell(NamedTuple):
-    """The same without codes: noise of `rho` times each channel's standard deviation on the first `num_tokens`."""
+    """Decode the first `num_tokens` vectors with noise of `rho` times each channel's standard deviation."""
 
     num_tokens: int
     rho: float
@@ -215,9 +167,9 @@ def is_continuous(tokenizer: Tokenizer) -> bool:
 
 
 def make_cells(config: PfidConfig, tokenizer: Tokenizer) -> list[Cell] | list[NoisyCell]:
-    """All combinations asked for, and at every length first the unperturbed one.
+    """All combinations of the options; the first of every length is the unperturbed one.
 
-    Raises: UserError for an empty grid or numbers outside their range.
+    Raises: UserError for an empty grid or values outside their range.
     """
     most = tokenizer.num_tokens
     lengths = sorted(set(config.num_tokens)) or [most]
@@ -230,7 +182,7 @@ def make_cells(config: PfidConfig, tokenizer: Tokenizer) -> list[Cell] | list[No
         raise UserError(f"--neighbours got {config.neighbours!r}; expected {' or '.join(NEIGHBOURS)}")
     if config.neighbours == "latent" and (not hasattr(quantizer, "rows") or hasattr(quantizer, "scales")):
         name = tokenizer.config.quantizer["name"]
-        raise UserError(f"a {name} quantizer has no latent per code to be near to; pass --neighbours code")
+        raise UserError(f"a {name} quantizer has no latent per code; pass --neighbours code")
     deltas = [round(delta * size) if delta < 1 else int(delta) for delta in config.deltas]
     _check("alphas", config.alphas, 0, 1)
     _check("deltas", deltas, 1, size)
@@ -241,18 +193,18 @@ def make_cells(config: PfidConfig, tokenizer: Tokenizer) -> list[Cell] | list[No
 def _check(name: str, values: list[Any], low: float, high: float) -> None:
     wrong = [value for value in values if not low <= value <= high]
     if wrong or not values:
-        raise UserError(f"--{name} holds {wrong[:1] or 'nothing'}; expected numbers from {low} to {high}")
+        raise UserError(f"--{name} got {wrong[:1] or 'nothing'}; expected numbers from {low} to {high}")
 
 
 def _groups(tokenizer: Tokenizer) -> list[torch.nn.Module]:
-    """The quantizers with a codebook of their own; a product quantizer has several."""
+    """All quantizers that have a codebook; a product quantizer has several."""
     return list(getattr(tokenizer.quantizer, "parts", [tokenizer.quantizer]))
 
 
 def perturb_codes(codes: Tensor, near: Tensor, alpha: float, delta: int, draws: Tensor) -> Tensor:
-    """codes (B,L), each with chance alpha redrawn among the first `delta` of its near codes (B,L,D), D >= delta.
+    """Codes (B,L), each redrawn with probability alpha among the first `delta` of its near codes (B,L,D), D >= delta.
 
-    draws: uniform numbers in [0,1), (2,B,L): the first decide which codes, the second what they become.
+    draws: uniform numbers in [0,1), (2,B,L): the first choose which codes are redrawn, the second their new values.
     """
     ranks = (draws[1] * delta).long()
     drawn = near.gather(2, ranks.unsqueeze(2)).squeeze(2)
@@ -260,7 +212,7 @@ def perturb_codes(codes: Tensor, near: Tensor, alpha: float, delta: int, draws: 
 
 
 class CodeSwaps:
-    """Images (B,3,H,W) with their numbers in the folder -> what every cell decodes, in the cells' order."""
+    """Images (B,3,H,W) and their numbers in the folder -> the decoded images of every cell, in order."""
 
     def __init__(self, config: PfidConfig, tokenizer: Tokenizer, cells: list[Cell]) -> None:
         self.tokenizer, self.cells, self.seed = tokenizer, cells, config.seed
@@ -278,7 +230,7 @@ class CodeSwaps:
             yield self.tokenizer.decode(wrong[:, : cell.num_tokens])
 
     def _near(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B,L) of the images and the codes near each of them (B,L,widest), in every group by itself."""
+        """Codes (B,L) of the images and the nearest codes of each, (B,L,widest), within its codebook."""
         most = self.tokenizer.num_tokens
         latents, _ = self.tokenizer.latents(images)
         codes = self.tokenizer.quantizer(latents).codes
@@ -293,8 +245,12 @@ class CodeSwaps:
 
 
 class LatentNoise:
-    """As `CodeSwaps`, for a continuous tokenizer. `batches`: all images of this process, which are looked through
-    once for the deviation of every channel over images and positions."""
+    """As `CodeSwaps`, for a continuous tokenizer.
+
+    Args:
+        batches: all images of this process, from which each channel's standard deviation over images and positions
+            is computed, over all ranks.
+    """
 
     def __init__(
         self, config: PfidConfig, tokenizer: Tokenizer, cells: list[NoisyCell], batches: Iterable[Tensor]
@@ -320,8 +276,8 @@ class LatentNoise:
 def _drawn(
     seed: int, indices: np.ndarray, draw: Callable[[np.random.Generator], np.ndarray], device: torch.device
 ) -> Tensor:
-    """One draw per image, which depends on the seed and the image's number alone."""
-    rngs = (np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices)
+    """One draw per image, which depends only on the seed and the image's number."""
+    rngs = (numpy_generator(seed, "perturbation", int(index)) for index in indices)
     return torch.from_numpy(np.stack([draw(rng) for rng in rngs])).to(device)
 
 

@@ -9,34 +9,27 @@ With --qualitative every image is a preview and no distribution is measured.
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-import tokenizer as tokenizers
 from autoregressive.paper_flags import COMMON_FLAGS
 from common import config, dist
 from common.batching import in_fixed_batches
 from common.config import build, opt, part
-from common.data import ImageFolder, batches, share
+from common.data import share
 from common.dist import World
 from common.errors import UserError
-from common.images import from_pixels, to_pixels, write_png
-from common.npz import PartWriter, join
+from common.images import from_pixels, read_image, to_pixels, write_png
 from common.numerics import autocast
-from evaluations import record
-from evaluations.c2i import scores
-from evaluations.harness import DecodingConfig, grid
-from evaluations.metrics import FEATURES
+from evaluations import harness, record
+from evaluations.harness import DecodingConfig, ImageSets
 from evaluations.metrics.codebook_usage import CodeUsage
 from evaluations.metrics.features import EfficientNetLite2
-from evaluations.metrics.frechet import Moments, frechet_distance
 from evaluations.metrics.psnr import psnr
 from evaluations.metrics.ssim import ssim
 from tokenizer.model import Tokenizer
@@ -46,10 +39,10 @@ from tokenizer.model import Tokenizer
 class ReconstructionConfig(DecodingConfig):
     sample_dir: str = opt("results/reconstructions/vq", "where results go")
     perceptual: dict[str, Any] = part("evaluations.metrics:PERCEPTUAL", "perceptual distance; {} = none")
-    qualitative: bool = opt(False, "only write previews, of all images")
-    num_previews: int = opt(16, "previews written beside the figures, evenly spread over the folder")
+    qualitative: bool = opt(False, "write previews of all images and no .npz")
+    num_previews: int = opt(16, "images that are written as previews, evenly spread over the folder")
     clear_cache: bool = opt(False, "delete the .npz files at the end; figures and previews stay")
-    global_seed: int = opt(0, "kept in the record; nothing here is random")
+    global_seed: int = opt(0, "written into the record; the job draws no random numbers")
     precision: str = opt("none", "none (fp32) | bf16 autocast")
 
 
@@ -66,120 +59,89 @@ FLAGS: dict[str, config.Alias] = {
 }
 
 
-NOT_IN_QUESTION = ("sample_dir", "clear_cache", "device", "per_proc_batch_size", "num_workers", "eval_python_path")
-"""Options that do not change the figures."""
+NOT_IN_QUESTION = {
+    "sample_dir": "where results go", "clear_cache": "what is deleted afterwards", "device": "equal up to rounding",
+    "per_proc_batch_size": "speed", "num_workers": "speed",
+    "eval_python_path": "the engine that it selects is in the question",
+}
+"""Options that do not change the figures, with the reason."""
 
-VERSION = 2
-"""Goes up when the same options would give other figures, so that earlier results are not reused."""
+VERSION = 3
 
 
 def run(config: ReconstructionConfig) -> dict[str, Any]:
-    """Measure, write `results.json` and return it; an earlier result is reused only for exactly the same question."""
+    """Measure, write `results.json` and return it; an earlier result is reused for exactly the same question."""
     with dist.joined(config.device) as world:
         return _run(config, world)
 
 
 def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:
     out = Path(config.sample_dir)
-    tokenizer = tokenizers.load(config.vq_ckpt, config.weights, world.device, config.model_config, config.image_size)
+    tokenizer = harness.load_tokenizer(
+        config.vq_ckpt, config.weights, world, config.model_config, config.image_size
+    )
     _check(config, tokenizer)
     lengths = sorted(set(config.num_tokens)) or [tokenizer.num_tokens]
-    dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
-    count = min(len(dataset), config.num_images or len(dataset))
-    if config.frechet and count < 2:
+    dataset, count = harness.open_crops(config.data_path, tokenizer.image_size, config.num_images)
+    extractor = harness.load_extractor(config.frechet, world.device)
+    if extractor and count < 2:
         raise UserError(f"--frechet compares distributions; got {count} image, expected at least 2 (--num-images)")
-    networks = Networks.build(config, world)
-    question = _question(config, dataset.paths[:count], lengths, networks)
-    earlier = dist.gather_objects(record.read_current(out / "results.json", question))[0]
-    if earlier is not None:
+    perceptual = None
+    if config.perceptual:
+        perceptual = build("evaluations.metrics:PERCEPTUAL", config.perceptual).to(world.device)
+    networks = {network.name: network for network in (extractor, perceptual) if network is not None}
+    question = harness.question(
+        config, "reconstruction", VERSION, NOT_IN_QUESTION, num_tokens=lengths, images=count,
+        files=record.files_key(dataset.paths[:count]), tokenizer=record.checkpoint(config.vq_ckpt, config.weights),
+        networks={name: record.weights_key(getattr(network, "network", network)) for name, network in networks.items()},
+        ssim_data_range="1.0 for images in [0,1]; ssim_data_range_2 repeats the papers' scripts",
+        **harness.reference_sources(config, config.sample_dir, "reconstruction"),
+    )
+
+    def measure() -> harness.Measured | None:
         if world.is_main:
-            print(f"{out / 'results.json'}: this was measured before; delete the file to measure again")
-        return earlier
-    job = Measurement(config, world, tokenizer, lengths, count, networks)
+            for preview in (out / "previews").glob("*.png"):  # of an earlier run
+                preview.unlink()
+            (out / "previews").mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        job = Measurement(config, world, tokenizer, lengths, count, extractor, perceptual)
+        mine = share(count, world.rank, world.size)
+        workers = (config.per_proc_batch_size, config.num_workers)
+        for batch in harness.visit(dataset, mine, "reconstruction", *workers):
+            job.add(batch["index"].tolist(), batch["pixels"])
+        return job.finish(question)
+
+    results = harness.answer(out / "results.json", question, world, measure)
     if world.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(out / "previews", ignore_errors=True)
-    dist.barrier()
-    mine = share(count, world.rank, world.size)
-    bar = tqdm(total=len(mine), desc="reconstruction", unit="image", disable=not world.is_main, dynamic_ncols=True)
-    for batch in batches(dataset, mine, config.per_proc_batch_size, config.num_workers):
-        job.add(batch["index"].tolist(), batch["pixels"])
-        bar.update(len(batch["index"]))
-    bar.close()
-    results = job.finish(question)
-    dist.barrier()
+        _print(results, out)
     return results
-
-
-def _question(
-    config: ReconstructionConfig, paths: list[str], lengths: list[int], networks: Networks
-) -> dict[str, Any]:
-    asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_QUESTION}
-    asked |= {
-        "job": "reconstruction", "version": VERSION, "num_tokens": lengths, "images": len(paths),
-        "files": record.files_key(paths), "tokenizer": record.checkpoint(config.vq_ckpt), "networks": networks.keys(),
-        "ssim_data_range": "1.0 for images in [0,1]; ssim_data_range_2 repeats the papers' scripts",
-    }
-    if config.gt_npz_path:
-        asked |= scores.question(
-            config.gt_npz_path, config.sample_dir, "reconstruction", config.engine, config.eval_python_path,
-            config.inception_path,
-        )
-    return asked
 
 
 def _check(config: ReconstructionConfig, tokenizer: Tokenizer) -> None:
     wrong = [k for k in config.num_tokens if not 1 <= k <= tokenizer.num_tokens]
     if wrong:
-        raise UserError(f"--num-tokens holds {wrong[0]}; this tokenizer decodes 1 to {tokenizer.num_tokens} tokens")
-    if config.frechet and config.frechet not in FEATURES:
-        raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
+        raise UserError(f"--num-tokens got {wrong[0]}; this tokenizer decodes 1 to {tokenizer.num_tokens} tokens")
     if config.gt_npz_path and config.qualitative:
         raise UserError("--qualitative measures no distribution; leave --gt-npz-path out")
     if config.gt_npz_path and not Path(config.gt_npz_path).is_file():
         raise UserError(f"--gt-npz-path {config.gt_npz_path!r} does not exist; scripts/val.sh makes a reference .npz")
 
 
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """The frozen networks that metrics look through; None where none was asked for."""
-
-    extractor: EfficientNetLite2 | None
-    perceptual: torch.nn.Module | None
-
-    @classmethod
-    def build(cls, config: ReconstructionConfig, world: World) -> Networks:
-        measured = config.frechet and not config.qualitative
-        extractor = FEATURES[config.frechet](device=world.device) if measured else None
-        perceptual = build("evaluations.metrics:PERCEPTUAL", config.perceptual) if config.perceptual else None
-        return cls(extractor, perceptual and perceptual.to(world.device))
-
-    def keys(self) -> dict[str, str]:
-        """Name -> hash of the weights."""
-        found = {self.perceptual.name: record.weights_key(self.perceptual)} if self.perceptual is not None else {}
-        return found | ({self.extractor.name: record.weights_key(self.extractor.network)} if self.extractor else {})
-
-
 class Measurement:
-    """Everything that is added up over the images of this process."""
+    """Sums over the images of this process."""
 
     def __init__(
         self, config: ReconstructionConfig, world: World, tokenizer: Tokenizer, lengths: list[int], count: int,
-        networks: Networks,
+        extractor: EfficientNetLite2 | None, perceptual: nn.Module | None,
     ) -> None:
         self.config, self.world, self.tokenizer, self.lengths, self.count = config, world, tokenizer, lengths, count
-        self.out = Path(config.sample_dir)
-        measured = not config.qualitative
-        self.extractor, self.perceptual = networks.extractor, networks.perceptual
+        self.out, self.perceptual, self.packed = Path(config.sample_dir), perceptual, not config.qualitative
+        files = {k: self.out / f"tokens_{k:04d}.npz" for k in lengths}
+        self.sets = ImageSets(world, files, extractor if self.packed else None, self.packed)
         self.usage = CodeUsage(tokenizer.num_tokens, tokenizer.codebook_size)
         self.values: dict[int, dict[str, list[float]]] = {k: {} for k in lengths}
-        self.moments = {k: Moments() for k in (0, *lengths)}  # 0: the originals
-        self.parts = {k: PartWriter(self.npz(k), world.rank) for k in lengths} if measured else {}
         shown = count if config.qualitative else min(config.num_previews, count)
-        self.previewed = {round((i + 0.5) * count / shown - 0.5) for i in range(shown)}
-
-    def npz(self, k: int) -> Path:
-        return self.out / f"tokens_{k:04d}.npz"
+        self.previewed = set(harness.spread(count, shown))
 
     @torch.inference_mode()
     def add(self, indices: list[int], pixels: Tensor) -> None:
@@ -188,105 +150,80 @@ class Measurement:
         with autocast(self.config.precision, self.world.device):
             codes = in_fixed_batches(self.tokenizer.encode, images)
         self.usage.update(codes)
-        self._features(0, images)
-        for index, original in zip(indices, pixels.numpy(), strict=True):
-            if index in self.previewed:
-                self._preview(index, "_gt", original)
+        self.sets.add_originals(images)
+        self._preview(indices, "_gt", pixels.numpy())
         for k in self.lengths:
             with autocast(self.config.precision, self.world.device):
                 decoded = in_fixed_batches(self.tokenizer.decode, codes[:, :k]).float()
             rounded_pixels = to_pixels(decoded)
             rounded = from_pixels(torch.from_numpy(rounded_pixels)).to(images.device)
-            psnrs, ssims = psnr(rounded, images, data_range=2.0), ssim(rounded, images, 2.0, 4.0)
+            # SSIM's luminance term depends on the offset of the values: it is defined for images in [0,1].
+            psnrs, ssims = psnr(rounded, images, 2.0), ssim((rounded + 1) / 2, (images + 1) / 2, 1.0, 2.0)
             measured = {"psnr": psnrs, "ssim": ssims[0], "ssim_data_range_2": ssims[1]}
             if self.perceptual is not None:
-                # The papers take LPIPS of the decoder's output as it is, before it is rounded to 8 bits.
+                # As in the papers, LPIPS takes the decoder's output before it is rounded to 8 bits.
                 measured[self.perceptual.name] = self.perceptual(decoded, images)
             for name, values in measured.items():
                 self.values[k].setdefault(name, []).extend(values.tolist())
-            self._features(k, rounded)
-            if k in self.parts:
-                self.parts[k].write(rounded_pixels)
-            for index, reconstruction in zip(indices, rounded_pixels, strict=True):
-                if index in self.previewed:
-                    self._preview(index, f"_tokens{k:04d}", reconstruction)
+            self.sets.add(k, rounded, rounded_pixels)
+            self._preview(indices, f"_tokens{k:04d}", rounded_pixels)
 
-    def _features(self, k: int, images: Tensor) -> None:
-        if self.extractor is not None:
-            self.moments[k].update(self.extractor(images)[0].cpu().numpy())
+    def _preview(self, indices: list[int], suffix: str, pixels: np.ndarray) -> None:
+        for index, image in zip(indices, pixels, strict=True):
+            if index in self.previewed:
+                write_png(self.out / "previews" / f"{index:06d}{suffix}.png", image)
 
-    def _preview(self, index: int, suffix: str, pixels: Any) -> None:
-        folder = self.out / "previews"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_png(folder / f"{index:06d}{suffix}.png", pixels)
-
-    def finish(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Gather from all processes; the main one packs the `.npz`, runs the evaluator, writes and returns the
-        results."""
-        for written in self.parts.values():
-            written.close()
-        gathered = dist.gather_objects((self.values, self.moments, self.usage.counts))
-        dist.barrier()
+    def finish(self, question: dict[str, Any]) -> harness.Measured | None:
+        """Merge all ranks; the main process packs the `.npz`, runs the evaluator and returns the results."""
+        self.sets.gather()
+        gathered = dist.gather_objects((self.values, self.usage.counts))
         if not self.world.is_main:
-            return {}
-        for _, moments, counts in gathered[1:]:
+            return None
+        for _, counts in gathered[1:]:
             self.usage.counts += counts
-            for k, mine in self.moments.items():
-                mine.merge(moments[k])
-        tokens: dict[str, dict[str, float]] = {}
-        original = self.moments[0].gaussian() if self.extractor else None
-        c, features, evaluator = self.config, {}, None
-        flags = record.few_images(self.count) if self.parts and (c.frechet or c.gt_npz_path) else []
-        checkpoint = {**question["tokenizer"], "parameters": sum(p.numel() for p in self.tokenizer.parameters())}
-        if self.extractor is not None:
+        c, sets = self.config, self.sets
+        measured = self.packed and (c.frechet or c.gt_npz_path)
+        sets.flags += record.few_images(self.count) if measured else []
+        parameters = sum(p.numel() for p in self.tokenizer.parameters())
+        checkpoint = {**question["tokenizer"], "parameters": parameters}
+        if sets.extractor is not None:
+            name = sets.extractor.name
             reference = {"path": c.data_path, "files": question["files"], "images": self.count}
-            name = self.extractor.name
-            features[name] = record.Features("torch", question["networks"][name], reference)
-        if c.gt_npz_path and self.parts:
-            chosen = question["engine"]
-            evaluator = scores.Scores(c.gt_npz_path, chosen, c.eval_python_path, c.inception_path, self.world.device)
-        for k in self.lengths:
-            parts = [values[k] for values, _, _ in gathered]
-            names = next(list(part) for part in parts if part)
-            tokens[str(k)] = {name: _mean([x for part in parts for x in part.get(name, [])]) for name in names}
-            if original is not None:
-                tokens[str(k)][self.config.frechet] = frechet_distance(original, self.moments[k].gaussian())
-            if self.parts:
-                size = self.tokenizer.image_size
-                about = {
-                    "kind": "reconstruction", "num_tokens": k, "precision": c.precision, "tokenizer": checkpoint,
-                    "files": question["files"],
-                }
-                join(self.npz(k), self.count, (size, size), self.world.size, about)
-                if evaluator is not None:
-                    figures, features["inception"], more = evaluator(self.npz(k))
-                    flags += more
-                    tokens[str(k)] |= {"rfid" if name == "fid" else name: value for name, value in figures.items()}
-                if self.config.clear_cache:
-                    self.npz(k).unlink()
+            sets.features[name] = record.Features("torch", question["networks"][name], reference)
+        if c.gt_npz_path:
+            sets.compare_with(c, question["engine"])
+        about = {
+            "kind": "reconstruction", "precision": c.precision, "tokenizer": checkpoint, "files": question["files"]
+        }
+        tokens = {str(k): self._figures(k, [values[k] for values, _ in gathered], about) for k in self.lengths}
         write_png(self.out / "previews" / "grid.png", self._grid())
         protocol = record.Protocol(
-            metrics=list(next(iter(tokens.values()))), features=features, images=self.count, labels=None, guidance=None,
-            seed=None, precision=c.precision, num_tokens=self.lengths, checkpoints={"tokenizer": checkpoint},
+            metrics=list(next(iter(tokens.values()))), features=sets.features, images=self.count, labels=None,
+            guidance=None, seed=None, precision=c.precision, num_tokens=self.lengths,
+            checkpoints={"tokenizer": checkpoint},
         )
         results = {"num_tokens": self.tokenizer.num_tokens, "codes": self.usage.summary(), "tokens": tokens}
-        results = record.write(self.out / "results.json", question, results, flags, protocol)
-        _print(results, self.out)
-        return results
+        return results, sets.flags, protocol
 
-    def _grid(self) -> Any:
-        import numpy as np
-        from PIL import Image
+    def _figures(self, k: int, values: list[dict[str, list[float]]], about: dict[str, Any]) -> dict[str, float | None]:
+        """All figures of the reconstructions from k tokens. `values`: of every rank, by metric."""
+        names = next(list(part) for part in values if part)
+        figures = {name: float(np.mean([x for part in values for x in part.get(name, [])])) for name in names}
+        if self.sets.extractor is not None:
+            figures[self.config.frechet] = self.sets.distance(k)
+        if self.packed:
+            scored = self.sets.pack(k, self.count, self.tokenizer.image_size, {**about, "num_tokens": k})
+            figures |= {"rfid" if name == "fid" else name: value for name, value in scored.items()}
+            if self.config.clear_cache:
+                self.sets.files[k].unlink()
+        return figures
 
+    def _grid(self) -> np.ndarray:
         def read(index: int, suffix: str) -> np.ndarray:
-            return np.asarray(Image.open(self.out / "previews" / f"{index:06d}{suffix}.png"))
+            return np.asarray(read_image(self.out / "previews" / f"{index:06d}{suffix}.png"))
 
         suffixes = ["_gt", *(f"_tokens{k:04d}" for k in reversed(self.lengths))]
-        return grid([[read(index, suffix) for suffix in suffixes] for index in sorted(self.previewed)[:64]])
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+        return harness.grid([[read(index, suffix) for suffix in suffixes] for index in sorted(self.previewed)[:64]])
 
 
 def _print(results: dict[str, Any], out: Path) -> None:

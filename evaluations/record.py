@@ -1,4 +1,4 @@
-"""Result files: written whole, saying exactly what was measured, reused only for exactly the same question."""
+"""Result files: written atomically, with what was measured and how, and reused only for exactly the same question."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from common.checkpoint import fingerprint, resolve_folder
+from common.weight_choice import used
 from evaluations.c2i.evaluator import few_images
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Features:
-    """A network whose features a distribution metric compares, and the images it compares with."""
+    """The network behind a distribution metric, and the reference images."""
 
     engine: str
     sha256: str
@@ -39,8 +40,10 @@ class Features:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How figures were made: what has to be equal before two of them are compared. Nothing has a default, so no job
-    leaves anything out; None means that the metric knows no such thing."""
+    """How figures were made: what must be equal before two of them are compared.
+
+    No field has a default, so that no job omits one; None means that the field does not apply.
+    """
 
     metrics: list[str]
     features: dict[str, Features]
@@ -54,7 +57,7 @@ class Protocol:
 
 
 def environment() -> dict[str, Any]:
-    """The code and libraries a result was made with, and the command where a job was started by one."""
+    """Code and libraries behind a result, and the command if a job was started from the command line."""
     told = {"git_commit": git_commit(), "torch": torch.__version__, "python": sys.version.split()[0]}
     started = getattr(sys.modules["__main__"], "__spec__", None)
     if started and started.name.startswith("evaluations."):
@@ -72,17 +75,17 @@ def git_commit() -> str | None:
     return told.stdout.strip() or None
 
 
-def checkpoint(path: str | Path) -> dict[str, str]:
-    """Where a checkpoint lies and the hash of its weights.
+def checkpoint(path: str | Path, weights: str) -> dict[str, str]:
+    """Path of a checkpoint, the hash of its files, and which of its weights ("model" or "ema") are used.
 
-    Raises: UserError when there is none.
+    Raises: UserError when there is no checkpoint.
     """
     folder = resolve_folder(path)
-    return {"path": str(folder), "weights_sha256": fingerprint(folder)}
+    return {"path": str(folder), "weights_sha256": fingerprint(folder), "weights": used(folder, weights)}
 
 
 def files_key(paths: Iterable[str | Path]) -> str:
-    """A short hash of files' names, sizes and times: changes when any of them does."""
+    """A short hash of the paths, sizes and modification times of files."""
     digest = hashlib.sha256()
     for path in paths:
         stat = os.stat(path)
@@ -99,7 +102,7 @@ def weights_key(network: nn.Module) -> str:
 
 
 def read_current(path: str | Path, question: dict[str, Any]) -> dict[str, Any] | None:
-    """An earlier result, if it answers exactly `question`; None when missing, damaged or about something else."""
+    """An earlier result if it answers exactly `question`; None when it is missing, damaged or answers another one."""
     try:
         found = json.loads(Path(path).read_text())
     except (OSError, ValueError):
@@ -112,7 +115,7 @@ def write(
     path: str | Path, question: dict[str, Any], results: dict[str, Any], flags: Iterable[str] = (),
     protocol: Protocol | None = None,
 ) -> dict[str, Any]:
-    """Write `{question, environment, flags, protocol, **results}` atomically and return it as it was written.
+    """Write `{question, environment, flags, protocol, **results}` atomically and return it as written.
 
     Numbers that are not finite become null and are named in `flags`.
     """
@@ -126,7 +129,7 @@ def write(
 
 
 def write_json(path: str | Path, body: Any) -> None:
-    """JSON, whole or not at all."""
+    """Write JSON atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")

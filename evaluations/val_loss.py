@@ -2,13 +2,13 @@
 
     bash scripts/val_loss_c2i.sh --gpt-ckpt RUN --vq-ckpt RUN --data-path DIR
 
-encodes centre crops with the tokenizer (or reads --code-path, a code store of held-out images), shows every class and
-weighs every code alike. Writes `val_loss.json` into the generator's run: loss, perplexity, loss per position.
+encodes centre crops with the tokenizer (or reads --code-path, a code store of held-out images) and gives the generator
+each image's class. Every code has the same weight. Writes `val_loss.json` into the generator's run: loss, perplexity,
+loss per position.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,24 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 import autoregressive
-import tokenizer as tokenizers
 from autoregressive.paper_flags import COMMON_FLAGS
-from autoregressive.released import load_compatible
+from autoregressive.released import class_names, load_compatible
 from autoregressive.train import position_losses
-from common import config, dist
+from common import config, dist, weight_choice
 from common.checkpoint import resolve_folder
 from common.codes import CodeStore
 from common.config import MISSING, opt
-from common.data import ImageFolder, batches, share
+from common.containers import open_images
+from common.data import ImageFolder, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
 from common.paper_flags import half
-from common.shards import open_images
-from evaluations import record
+from common.provenance import read_provenance
+from evaluations import harness, record
 
 
 @dataclass
@@ -47,7 +46,7 @@ class ValLossConfig:
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
     image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
     code_path: str | None = opt(None, "instead of images: a code store of held-out images, its first augmentation")
-    num_images: int | None = opt(None, "the first so many images; null = all")
+    num_images: int | None = opt(None, "only the first num_images; null = all")
     out: str | None = opt(None, "result file; null = val_loss.json in the generator's run (or beside its file)")
     precision: str = opt("none", "generator: none (fp32) | bf16; the tokenizer stays fp32")
     per_proc_batch_size: int = opt(32, "images at a time, per process")
@@ -58,66 +57,76 @@ class ValLossConfig:
 FLAGS: dict[str, config.Alias] = {**COMMON_FLAGS, "precision": half("precision")}
 
 
-NOT_IN_QUESTION = ("out", "device", "per_proc_batch_size", "num_workers", "gpt_model", "tok_config", "image_size")
-"""Options that do not change the figures, or must agree with the checkpoints anyway."""
+NOT_IN_QUESTION = {
+    "out": "where results go", "device": "equal up to rounding", "per_proc_batch_size": "speed", "num_workers": "speed",
+    "gpt_model": "must agree with the checkpoint", "tok_config": "must agree with the checkpoint",
+    "image_size": "must agree with the checkpoint",
+}
+"""Options that do not change the figures, with the reason."""
+
+VERSION = 2
 
 
 def run(config: ValLossConfig) -> dict[str, Any]:
-    """Measure, write and return the record; an earlier one is reused only for exactly the same question."""
+    """Measure, write and return the record; an earlier one is reused for exactly the same question."""
     if bool(config.data_path) == bool(config.code_path):
         raise UserError("give either images (--data-path, with --vq-ckpt) or a code store (--code-path)")
     if config.data_path and not config.vq_ckpt:
-        raise UserError("images need a tokenizer to be encoded by; give --vq-ckpt RUN")
+        raise UserError("images need a tokenizer that encodes them; give --vq-ckpt RUN")
     with dist.joined(config.device) as world:
         return _run(config, world)
 
 
 def _run(config: ValLossConfig, world: World) -> dict[str, Any]:
     path = Path(config.out) if config.out else _default_path(config.gpt_ckpt)
+    weight_choice.announce("generator", config.gpt_ckpt, config.gpt_weights, "gpt-weights")
     dataset: ImageFolder | CodeStore
     if config.code_path:
         tokenizer = None
         model = autoregressive.load(config.gpt_ckpt, config.gpt_weights, world.device)
-        dataset = CodeStore(config.code_path, model.num_tokens)
-        if dataset.codebook_size != model.codebook_size:
+        recorded = read_provenance(config.gpt_ckpt).get("codes_of")
+        dataset = CodeStore(config.code_path, model.num_tokens, classes=class_names(config.gpt_ckpt, model.num_classes))
+        same = recorded is None or dataset.meta.get("codes_of") in (None, recorded)
+        if dataset.codebook_size != model.codebook_size or not same:
             raise UserError(
-                f"code store {config.code_path!r} has a codebook of {dataset.codebook_size}, the generator one of "
-                f"{model.codebook_size}; pass codes of the tokenizer it was trained with"
+                f"code store {config.code_path!r} (codebook of {dataset.codebook_size}) was not made by the tokenizer "
+                f"that the generator (codebook of {model.codebook_size}) was trained with; pass codes of that one"
             )
     else:
         named = (config.tok_config, config.image_size)
-        tokenizer = tokenizers.load(config.vq_ckpt, config.vq_weights, world.device, *named)
+        tokenizer = harness.load_tokenizer(config.vq_ckpt, config.vq_weights, world, *named, flag="vq-weights")
         model = load_compatible(config.gpt_ckpt, config.gpt_weights, world.device, tokenizer, config.gpt_model)
-        dataset = open_images(config.data_path, tokenizer.image_size, crop="center")
-    if len(dataset.classes) > model.num_classes:
-        raise UserError(f"{len(dataset.classes)} classes of images, the generator knows {model.num_classes}")
+        names = class_names(config.gpt_ckpt, model.num_classes)
+        dataset = open_images(config.data_path, tokenizer.image_size, classes=names)
     count = min(len(dataset), config.num_images or len(dataset))
-    question = _question(config, dataset, count)
-    earlier = dist.gather_objects(record.read_current(path, question))[0]
-    if earlier is not None:
-        if world.is_main:
-            print(f"{path}: this was measured before; delete the file to measure again")
-        return earlier
+    files = [Path(config.code_path) / "codes.npy"] if config.code_path else dataset.files(count)
+    question = harness.question(
+        config, "val_loss", VERSION, NOT_IN_QUESTION, images=count, files=record.files_key(files),
+        generator=record.checkpoint(config.gpt_ckpt, config.gpt_weights),
+        tokenizer=record.checkpoint(config.vq_ckpt, config.vq_weights) if config.vq_ckpt else None,
+    )
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         mine = share(count, world.rank, world.size)
-        bar = tqdm(total=len(mine), desc="validation loss", unit="image", disable=not world.is_main)
-        for batch in batches(dataset, mine, config.per_proc_batch_size, config.num_workers):
+        workers = (config.per_proc_batch_size, config.num_workers)
+        for batch in harness.visit(dataset, mine, "validation loss", *workers):
             if tokenizer is None:
                 codes = batch["codes"]
             else:
                 codes = tokenizer.encode(from_pixels(batch["pixels"].to(world.device)))[:, : model.num_tokens]
             yield codes, batch["label"]
-            bar.update(len(codes))
-        bar.close()
 
-    losses = position_losses(model, pairs(), model.num_tokens, config.precision, world.device)
-    loss = losses.mean().item()
-    results = {"loss": loss, "perplexity": math.exp(loss), "position_losses": losses.tolist(), "images": count}
+    def measure() -> harness.Measured:
+        losses = position_losses(model, pairs(), model.num_tokens, config.precision, world.device)
+        loss = losses.mean().item()
+        return {
+            "loss": loss, "perplexity": math.exp(loss), "position_losses": losses.tolist(), "images": count
+        }, [], None
+
+    results = harness.answer(path, question, world, measure)
     if world.is_main:
-        results = record.write(path, question, results)
-        print(f"loss {loss:.4f} nats per code, perplexity {math.exp(loss):.2f}, {count} images\nresults: {path}")
-    dist.barrier()
+        print(f"loss {results['loss']:.4f} nats per code, perplexity {results['perplexity']:.2f}, {count} images")
+        print(f"results: {path}")
     return results
 
 
@@ -125,16 +134,6 @@ def _default_path(gpt_ckpt: str) -> Path:
     found = resolve_folder(gpt_ckpt)
     folder = found.parent if found.is_file() else found
     return (folder.parent.parent if folder.parent.name == "checkpoints" else folder) / "val_loss.json"
-
-
-def _question(config: ValLossConfig, dataset: ImageFolder | CodeStore, count: int) -> dict[str, Any]:
-    asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_QUESTION}
-    files = [Path(config.code_path) / "codes.npy"] if config.code_path else dataset.files(count)
-    return {
-        "job": "val_loss", **asked, "images": count, "files": record.files_key(files),
-        "generator": record.checkpoint(config.gpt_ckpt),
-        "tokenizer": record.checkpoint(config.vq_ckpt) if config.vq_ckpt else None,
-    }
 
 
 def main() -> None:

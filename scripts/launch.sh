@@ -23,8 +23,17 @@ launch() {
         else
             command=("$python" -m torch.distributed.run)
         fi
-        command+=("--nnodes=$NNODES" "--nproc-per-node=$GPUS" "--node-rank=$NODE_RANK")
-        command+=("--master-addr=$MASTER_ADDR" "--master-port=$PORT")
+        if [ "$NNODES" = 1 ] && [ -z "$PORT" ]; then
+            command+=(--standalone "--nproc-per-node=$GPUS") # on a free port
+        else
+            PORT=${PORT:-3343}
+            if [ "$NODE_RANK" = 0 ] && (exec 3<>"/dev/tcp/$MASTER_ADDR/$PORT") 2>/dev/null; then
+                echo "launch: PORT=$PORT of $MASTER_ADDR is in use; set PORT to another number" >&2
+                exit 2
+            fi
+            command+=("--nnodes=$NNODES" "--nproc-per-node=$GPUS" "--node-rank=$NODE_RANK")
+            command+=("--master-addr=$MASTER_ADDR" "--master-port=$PORT")
+        fi
     fi
     command+=(-m "$@")
     if [ "${DRY_RUN:-0}" = 1 ]; then

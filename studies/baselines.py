@@ -24,6 +24,7 @@ from common.config import MISSING, opt
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
+from common.numerics import torch_generator
 from evaluations import record
 from evaluations.metrics.psnr import psnr
 
@@ -83,7 +84,7 @@ def kmeans(points: Tensor, num_codes: int, iterations: int, seed: int) -> Tensor
     """
     if len(points) < num_codes:
         raise UserError(f"got {len(points)} patches for {num_codes} centres; lower --num-codes or add images")
-    random = torch.Generator().manual_seed(seed)
+    random = torch_generator(seed, "k-means")
     centres = points[torch.randperm(len(points), generator=random)[:num_codes]].clone()
     for _ in tqdm(range(iterations), desc="k-means", unit="iteration", dynamic_ncols=True):
         codes = nearest(points, centres)

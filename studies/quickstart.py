@@ -42,15 +42,9 @@ class QuickstartConfig:
 def stages(options: QuickstartConfig) -> dict[str, list[str]]:
     """Stage -> the words after `python -m`, in the order they run."""
     out, train, val = Path(options.out), f"{options.data}/train", f"{options.data}/val"
-    tokenizer, codes, gpt, pairs, decoder = (
-        str(out / name) for name in ("tokenizer", "codes", "gpt", "pairs", "decoder")
-    )
+    tokenizer, codes, gpt = (str(out / name) for name in ("tokenizer", "codes", "gpt"))
     features = ["--frechet", "fd_efficientnet_lite2"]
     lengths = f"[{','.join(map(str, options.num_tokens))}]"
-    drawing = [
-        "--cfg-scale", str(options.cfg_scale), "--cfg-schedule", options.cfg_schedule,
-        "--temperature", str(options.temperature), "--precision", "bf16", "--batch-size", "260",
-    ]  # fmt: skip
     return {
         "photos": ["studies.photos", "--out", options.data],
         "tokenizer": [
@@ -66,22 +60,15 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
         "gpt": [
             "autoregressive.train", "--config", str(CONFIGS / "gpt.yaml"), f"data.codes={codes}", f"run.out={gpt}",
         ],
-        "pairs": [
-            "autoregressive.make_pairs", "--gpt-ckpt", gpt, "--vq-ckpt", tokenizer, "--data-path", train,
-            "--sigma", "0", *drawing, "--out", pairs,
-        ],
-        "decoder": [
-            "tokenizer.train", "--config", str(CONFIGS / "decoder.yaml"), "--vq-ckpt", tokenizer, f"data.root={train}",
-            f"data.pairs={pairs}", f"val_root={val}", f"run.out={decoder}",
-        ],
         "reconstruction": [
-            "evaluations.reconstruction", "--vq-ckpt", decoder, "--data-path", val, "--num-tokens", lengths,
+            "evaluations.reconstruction", "--vq-ckpt", tokenizer, "--data-path", val, "--num-tokens", lengths,
             "--perceptual", "perceptual_efficientnet_lite0", *features, "--num-previews", "13",
             "--sample-dir", str(out / "reconstruction"),
         ],
         "generation": [
-            "evaluations.generation", "--gpt-ckpt", gpt, "--vq-ckpt", decoder, *drawing, "--vq-precision", "bf16",
-            "--num-fid-samples", str(options.num_samples),
+            "evaluations.generation", "--gpt-ckpt", gpt, "--vq-ckpt", tokenizer, "--cfg-scale", str(options.cfg_scale),
+            "--cfg-schedule", options.cfg_schedule, "--temperature", str(options.temperature), "--precision", "bf16",
+            "--vq-precision", "bf16", "--batch-size", "260", "--num-fid-samples", str(options.num_samples),
             "--reference-path", train, "--held-out-path", val,
             "--num-reference-images", str(options.num_reference_images), *features,
             "--sample-dir", str(out / "generation"),

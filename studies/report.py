@@ -2,9 +2,8 @@
 
     python -m studies.report --results results/quickstart
 
-reads, below --results: metrics.jsonl of tokenizer/, gpt/ and decoder/, reconstruction/results.json with its previews,
-generation/results.json with its samples, baselines.json, and
-stages.json: {"seconds": {stage: s}, "peak_rss_gb": x}.
+reads, below --results: metrics.jsonl of tokenizer/ and gpt/, reconstruction/results.json with its previews,
+generation/results.json with its samples, baselines.json, and stages.json: {"seconds": {stage: s}, "peak_rss_gb": x}.
 """
 
 from __future__ import annotations
@@ -37,10 +36,8 @@ if TYPE_CHECKING:
 
 
 CURVES = (
-    "Left: the parts of the tokenizer's loss on a logarithmic scale (parts that turn negative are left out). Middle: "
-    "the generator's loss on codes of training images; one that knows nothing starts at the logarithm of the codebook "
-    "size. Right: the same parts while the decoder alone was trained on what the generator writes; every second step "
-    "reconstructs images, with twice the weight."
+    "Left: the tokenizer's losses on a logarithmic scale (losses that become negative are left out). Right: the "
+    "generator's loss on codes of training images; an untrained generator starts at the logarithm of the codebook size."
 )
 
 STYLE = """
@@ -95,7 +92,7 @@ def render(title: str, metrics: dict[str, Any], stages: Stages, samples_per_clas
         _codes(metrics, stages),
         _section(
             "Training", "What was minimised, averaged between two logged lines.",
-            _figure(figures.curves(stages.tokenizer_log, stages.generator_log, stages.decoder_log), CURVES),
+            _figure(figures.curves(stages.tokenizer_log, stages.generator_log), CURVES),
         ),
         _targets(metrics),
         _numbers(metrics),
@@ -310,7 +307,6 @@ class Stages:
         self.stages = _json(root / "stages.json")
         self.tokenizer_log = _lines(root / "tokenizer" / "metrics.jsonl")
         self.generator_log = _lines(root / "gpt" / "metrics.jsonl")
-        self.decoder_log = _lines(root / "decoder" / "metrics.jsonl")
 
     @property
     def lengths(self) -> list[int]:

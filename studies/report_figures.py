@@ -81,8 +81,8 @@ def positions(codes: Mapping[str, Any]) -> str:
         return _png(figure)
 
 
-def curves(tokenizer: LogLines, generator: LogLines, decoder: LogLines) -> str:
-    """Losses against steps: the tokenizer's parts, its held-out PSNR if logged, the generator, the decoder's parts."""
+def curves(tokenizer: LogLines, generator: LogLines) -> str:
+    """Losses against steps: the tokenizer's losses, its held-out PSNR if logged, the generator's loss."""
     keys = {key for line in tokenizer for key in line}
     parts = sorted(key for key in keys if key.startswith("train/loss"))
     held_out = sorted((key for key in keys if key.startswith("val/psnr_")), key=lambda key: int(key.split("_")[-1]))
@@ -91,7 +91,6 @@ def curves(tokenizer: LogLines, generator: LogLines, decoder: LogLines) -> str:
         if held_out:
             panels.append(("Tokenizer: held-out PSNR, dB", tokenizer, held_out, False))
         panels.append(("Generator: loss, nats per token", generator, ["train/loss", "val/loss"], False))
-        panels.append(("Decoder alone: losses", decoder, parts, True))
         figure = Figure(figsize=(10.4, 4.0), layout="constrained")
         for axes, (title, lines, shown, log) in zip(_row(figure, len(panels)), panels, strict=True):
             for number, key in enumerate(shown):

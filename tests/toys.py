@@ -15,13 +15,14 @@ from common.config import build
 from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 
-CNN = {"channels": 32, "multipliers": [1, 1], "patch": 4, "blocks": 1}
+CNN = {"channels": 32, "multipliers": [1, 1], "patch": 4}
 WIDTHS = {"width": 32, "layers": 1, "heads": 2}
 TOKENIZER: dict[str, Any] = {
     "image_size": 32, "z_channels": 32, "layout": {"num_tokens": 16, "redundant": 8},
-    "encoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS},
+    "encoder": {"name": "tokenizer.tiny:Tiny1dEncoder", "cnn": CNN, "transformer": WIDTHS},
     "decoder": {
-        "name": "hybrid_1d", "cnn": CNN, "transformer": WIDTHS, "semantic_head": {"depth": 1, "width": 32},
+        "name": "tokenizer.tiny:Tiny1dDecoder", "cnn": CNN, "transformer": WIDTHS,
+        "semantic_head": {"depth": 1, "width": 32},
     },
     "quantizer": {"name": "vq", "codebook_size": 64},
 }

@@ -15,9 +15,11 @@ class TokenizerConfig:
     """What a tokenizer is. Kept in every checkpoint as `model`."""
 
     image_size: int = opt(256, "side of the square images, pixels")
-    z_channels: int = opt(256, "channels of the maps between CNN, transformer and quantizer")
+    z_channels: int = opt(256, "channels of the encoder's latents, and except for dino_vit of the decoder's")
     layout: Layout = field(default_factory=Layout)
-    init: str = opt("released", "released (deviation 0.02) | fan_in (learns sooner; tokenizer/layers/initialise.py)")
+    init: str = opt(
+        "released", "initial weights: deviation 0.02 as released, or fan-in scale", choices=("released", "fan_in")
+    )
     encoder: dict[str, Any] = part("tokenizer.encoders:ENCODERS", "images -> latents", {"name": "hybrid_1d"})
     decoder: dict[str, Any] = part("tokenizer.decoders:DECODERS", "latents -> images", {"name": "hybrid_1d"})
     quantizer: dict[str, Any] = part("tokenizer.quantizers:QUANTIZERS", "latents -> codes", {"name": "vq"})
@@ -42,6 +44,8 @@ class BackboneConfig:
     model: str = opt("vit_base_patch14_dinov2.lvd142m", "timm model name")
     weights: str | None = opt(None, "local weights file; null = timm's cache")
     parts: list[str] = opt(["encoder", "decoder", "teacher"], "parts of the model that start from it")
+    decoder_model: str | None = opt(None, "the decoder's, where it is another; null = as `model`")
+    decoder_weights: str | None = opt(None, "local weights file of `decoder_model`")
 
 
 @dataclass

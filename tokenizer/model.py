@@ -12,8 +12,8 @@ from common.errors import UserError
 from common.hub import HubModel
 from tokenizer.config import TokenizerConfig
 from tokenizer.decoders.hybrid_1d import DecoderFeatures
-from tokenizer.layers.initialise import init_fan_in
 from tokenizer.quantizers.base import NO_CODES, Quantized
+from tokenizer.tiny import init_fan_in
 
 
 @dataclass
@@ -27,17 +27,13 @@ class View:
 
 @dataclass
 class Pass:
-    """What one training pass produced. `views[0]` is the main reconstruction, decoded from `vectors`.
-
-    unpaired: images decoded from codes that no image of the batch belongs to; in some steps the only ones.
-    """
+    """The results of one training pass. `views[0]` is the main reconstruction, decoded from `vectors`."""
 
     views: list[View]
     quantized: Quantized
     vectors: Tensor | None = None
     spatial: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
-    unpaired: View | None = None
 
 
 class Tokenizer(nn.Module, HubModel):
@@ -52,21 +48,20 @@ class Tokenizer(nn.Module, HubModel):
         context = {"image_size": config.image_size, "z_channels": config.z_channels, "layout": config.layout}
         self.encoder = build("tokenizer.encoders:ENCODERS", config.encoder, **context)
         self.decoder = build("tokenizer.decoders:DECODERS", config.decoder, **context)
-        if config.init not in ("released", "fan_in"):
-            raise UserError(f"model.init got {config.init!r}; expected released or fan_in")
         if config.init == "fan_in":
-            init_fan_in(self.encoder)
-            init_fan_in(self.decoder)
+            for part in (self.encoder, self.decoder):
+                init_fan_in(part)
         self.quantizer = build("tokenizer.quantizers:QUANTIZERS", config.quantizer)
         self.quant_conv = nn.Conv2d(config.z_channels, self.quantizer.latent_dim, 1)
-        self.post_quant_conv = nn.Conv2d(self.quantizer.codebook_dim, config.z_channels, 1)
+        width = getattr(self.decoder, "z_channels", config.z_channels)
+        self.post_quant_conv = nn.Conv2d(self.quantizer.codebook_dim, width, 1)
         if config.teacher:
             self.teacher = build(
                 "tokenizer.teachers:TEACHERS", config.teacher, grid=self.encoder.grid, image_size=config.image_size
             ).requires_grad_(False)
-        self.is_1d = config.encoder["name"].endswith("1d")
+        self.is_1d = self.encoder.tokens_1d
         self.grid = self.encoder.grid
-        if self.is_1d != config.decoder["name"].endswith("1d"):
+        if self.is_1d != self.decoder.tokens_1d:
             names = f"encoder {config.encoder['name']!r} and decoder {config.decoder['name']!r}"
             raise UserError(f"{names} do not fit together; use two 1D or two 2D parts")
         made, taken = (getattr(part, "groups", 1) for part in (self.encoder, self.quantizer))
@@ -89,6 +84,11 @@ class Tokenizer(nn.Module, HubModel):
     @property
     def codebook_dim(self) -> int:
         return self.quantizer.codebook_dim
+
+    @property
+    def semantic_head(self) -> nn.Module | None:
+        """The decoder's MLP that predicts a teacher's features, if it has one."""
+        return getattr(getattr(self.decoder, "transformer", None), "distill_mlp", None)
 
     @property
     def image_size(self) -> int:

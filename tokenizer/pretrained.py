@@ -1,4 +1,4 @@
-"""Trained vision transformers of timm's: teachers, and what ViT parts start from."""
+"""Pretrained vision transformers from timm, for teachers and as initialisation of ViT parts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def load_timm(name: str, weights: str | None, otherwise: str, **options: Any) ->
 
     `options` such as `img_size` and `patch_size` make timm resample its positions and patches.
 
-    Raises: UserError where the weights are missing or do not fit; `otherwise` ends it: what else one can do.
+    Raises: UserError where the weights are missing or do not fit; its text ends with `otherwise`, the alternative.
     """
     import timm
 
     try:
         local = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
         return timm.create_model(name, pretrained=not on_meta(), num_classes=0, **local, **options)
-    except Exception as error:  # timm and the hub raise many kinds for a missing file
+    except Exception as error:  # timm and the hub raise many types for a missing file
         where = repr(weights) if weights else "timm's cache"
         raise UserError(
             f"the weights of {name!r} cannot be read from {where} ({type(error).__name__}); "
@@ -38,30 +38,33 @@ def load_timm(name: str, weights: str | None, otherwise: str, **options: Any) ->
 def start_from(tokenizer: Tokenizer, config: BackboneConfig) -> None:
     """Copy a backbone's weights into the ViTs of the parts named, resampled to their patches and grids.
 
-    Raises: UserError where the weights are missing, or a part is no ViT or one of another size.
+    Raises: UserError where the weights are missing, or a part is not a ViT or has another size.
     """
     found = {name: _vit(getattr(tokenizer, name, None)) for name in config.parts}
     wrong = [name for name, vit in found.items() if vit is None]
     if wrong:
-        raise UserError(f"backbone.parts names {', '.join(wrong)}, which is no dino_vit here; set backbone.parts=[...]")
+        raise UserError(f"backbone.parts names {', '.join(wrong)}, which is not a dino_vit; set backbone.parts=[...]")
     for name, vit in found.items():
         patch = getattr(tokenizer.config, name)["patch"]
+        given = config.model, config.weights
+        if name == "decoder" and config.decoder_model:
+            given = config.decoder_model, config.decoder_weights
         trained = load_timm(
-            config.model, config.weights, "pass backbone.weights=FILE, or start untrained with backbone=null",
+            *given, "pass backbone.weights=FILE, or start untrained with backbone=null",
             img_size=tokenizer.image_size, patch_size=patch,
         ).state_dict()  # fmt: skip
         own = vit.state_dict()
         misfits = [key for key in own if key not in trained or trained[key].shape != own[key].shape]
         if misfits:
             raise UserError(
-                f"{config.model!r} does not fit model.{name}: {len(misfits)} tensors differ, first {misfits[0]}; "
+                f"{given[0]!r} does not fit model.{name}: {len(misfits)} tensors differ, first {misfits[0]}; "
                 "set its width, layers and heads to the backbone's, or another backbone.model"
             )
         vit.load_state_dict({key: trained[key] for key in own})
 
 
 def check_teacher(config: TrainConfig) -> None:
-    """Raises: UserError when training would be guided by the tokenizer's own teacher and nothing brings its weights."""
+    """Raises: UserError when the tokenizer's own teacher would guide training without trained weights."""
     guided = [name for name, given in config.regularizers.items() if given["name"] == "contrastive"]
     guided = [name for name in guided if not config.regularizers[name]["teacher"]]
     if not guided or config.init or (config.model.teacher or {}).get("name") != "dino_vit":

@@ -2,11 +2,12 @@
 
 Inception score, FID, sFID, precision and recall of SAMPLES (arr_0, uint8 N x H x W x 3) against REFERENCE (arr_0 and,
 where it has them, mu, sigma, mu_s, sigma_s). Prints them and writes SAMPLES.txt (five lines) and SAMPLES.json beside
-the samples. It stands alone: numpy, tqdm and TensorFlow are all it needs, none of this repository is imported.
+the samples. The script is self-contained: it needs numpy, tqdm and TensorFlow and imports nothing of this repository.
 
-What would be a wrong number is refused (exit 2): values that are no pixels, or a file of ours that says it holds
-reconstructions against training images, or samples against validation images. What is only weak is scored and said in
-`flags`; a figure that so few images do not have (precision and recall below 4, FID below 2) is null, `nan` in the text.
+Files that would give a wrong number are refused (exit code 2): values that are not pixels, reconstructions against
+training images, or generated samples against validation images, if the files say what they contain. Weak comparisons
+(few images, different resolutions, files of unknown origin) are scored and named in `flags`. A figure that needs more
+images than there are (4 for precision and recall, 2 for FID) is null, and `nan` in the text.
 
 Precision and recall use half-precision distances where they are finite, as the published numbers do, which inflates
 them; the exact values are reported beside them as precision_float64 and recall_float64.
@@ -40,7 +41,7 @@ Distances = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class UnusableError(ValueError):
-    """A file that cannot be scored, in one sentence."""
+    """A file that cannot be scored; the message is one sentence for the user."""
 
 
 def main() -> None:
@@ -54,16 +55,21 @@ def main() -> None:
     except UnusableError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    text = "".join(f"{label}: {'nan' if figures[key] is None else figures[key]}\n" for label, key in LINES.items())
+    text = five_lines(figures)
     arguments.samples.with_suffix(".txt").write_text(text)
     arguments.samples.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
     print(text, end="")
 
 
-def score(reference: Path, samples: Path, graph: Path | None = None) -> dict[str, Any]:
-    """All figures of `samples` against `reference`, and what they were made of.
+def five_lines(figures: dict[str, Any]) -> str:
+    """The text that the papers' scripts parse; a figure that needs more images than there are is `nan`."""
+    return "".join(f"{label}: {'nan' if figures[key] is None else figures[key]}\n" for label, key in LINES.items())
 
-    Raises: UnusableError for files that cannot be scored, or not against one another.
+
+def score(reference: Path, samples: Path, graph: Path | None = None) -> dict[str, Any]:
+    """All figures of `samples` against `reference`, with hashes and origins of both files.
+
+    Raises: UnusableError for files that cannot be scored, or not against each other.
     """
     about = [read_about(path) for path in (reference, samples)]
     check_pair(reference, about[0], samples, about[1])
@@ -104,6 +110,7 @@ def evaluate(engine: Engine, reference: Path, samples: Path) -> dict[str, Any]:
         "precision": published[0], "recall": published[1],
         "precision_float64": exact[0], "recall_float64": exact[1],
         "images": len(sample_pool), "reference_images": len(pool),
+        "image_size": image_size(samples), "reference_image_size": image_size(reference),
         "reference_statistics": describe(*pool_moments, in_file=given is not None),
     }
 
@@ -112,10 +119,10 @@ def evaluate(engine: Engine, reference: Path, samples: Path) -> dict[str, Any]:
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """What a file's writer says of it (`about`, a JSON text; {} in other people's files), and whether it carries
-    statistics, as ADM's references of training images do.
+    """The file's own description (`about`, a JSON text; files written elsewhere have none), and whether it contains
+    feature statistics, as ADM's references of training images do.
 
-    Raises: UnusableError when there is no such `.npz`.
+    Raises: UnusableError when the file is not an `.npz`.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -126,30 +133,33 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def split_of(reference: dict[str, Any]) -> str | None:
-    """"train" or "val": what a reference holds, by its own word or because it carries statistics; None = unknown."""
+    """Split of a reference: "train" or "val" as it says, "train" if it contains statistics; None = unknown."""
     return reference.get("split") or ("train" if reference["statistics"] else None)
 
 
 def check_pair(reference: str | Path, holds: dict[str, Any], samples: str | Path, made: dict[str, Any]) -> None:
-    """Reconstructions belong to the reference of validation images, generated samples to that of training images.
+    """Reconstructions need a reference of validation images, generated samples one of training images.
 
-    Raises: UnusableError when both files say what they are, and that is mixed up.
+    Raises: UnusableError when both files say what they contain and that is mixed up.
     """
     wanted, found = {"reconstruction": "val", "generation": "train"}.get(made.get("kind")), split_of(holds)
     if wanted and found and wanted != found:
         words = {"train": "training", "val": "validation"}
         raise UnusableError(
-            f"{str(samples)!r} is a {made['kind']} set, to be scored against {words[wanted]} images, but "
-            f"{str(reference)!r} holds {words[found]} images; pass what 'scripts/val.sh --split {wanted}' writes"
+            f"{str(samples)!r} is a {made['kind']} set, which needs a reference of {words[wanted]} images, but "
+            f"{str(reference)!r} contains {words[found]} images; pass what 'scripts/val.sh --split {wanted}' writes"
             + (", or ADM's VIRTUAL batch" if wanted == "train" else "")
         )
 
 
 def weaknesses(figures: dict[str, Any], reference: dict[str, Any], samples: dict[str, Any]) -> list[str]:
-    """What to know before these figures are compared with others."""
+    """Reasons why these figures do not compare with published ones."""
     found = few_images(figures["images"])
+    sizes = [" x ".join(map(str, figures[key])) for key in ("image_size", "reference_image_size")]
+    if sizes[0] != sizes[1]:
+        found.append(f"the samples have {sizes[0]} pixels, the reference {sizes[1]}: compare only equal resolutions")
     if split_of(reference) is None:
-        found.append("the reference file does not say whether it holds training or validation images")
+        found.append("the reference file does not say whether it contains training or validation images")
     if "kind" not in samples:
         found.append("the sample file does not say how it was made")
     missing = [name for name in LINES.values() if figures[name] is None]
@@ -166,7 +176,7 @@ def few_images(count: int) -> list[str]:
 
 
 def describe(mean: np.ndarray, factor: np.ndarray | None, in_file: bool) -> dict[str, Any]:
-    """Enough of a reference's statistics to see whether two references are the same."""
+    """A short description of a reference's statistics, by which two references can be told apart."""
     return {
         "source": "in the file" if in_file else "computed from its images",
         "mean_norm": float(np.linalg.norm(mean)),
@@ -178,7 +188,7 @@ def describe(mean: np.ndarray, factor: np.ndarray | None, in_file: bool) -> dict
 
 
 class Engine:
-    """The graph in a session: pixels to features, and half-precision distances."""
+    """A TensorFlow session with the graph: features of pixels, and half-precision distances."""
 
     def __init__(self, graph: Path) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -194,7 +204,7 @@ class Engine:
             )
             pool = tf.reshape(pool, [-1, pool.shape[-1]])
             spatial = tf.reshape(spatial[..., :7], [tf.shape(spatial)[0], -1])
-            # Without the bias: published scores leave it out.
+            # Published scores use the logits without the bias.
             probabilities = tf.nn.softmax(tf.matmul(pool, weights.inputs[1]))
             self._outputs = (pool, probabilities, spatial)
             self._rows, self._columns = (tf.placeholder(tf.float32, [None, None]) for _ in range(2))
@@ -248,8 +258,8 @@ def activations(engine: Engine, path: Path) -> tuple[np.ndarray, np.ndarray, Gau
     return np.concatenate(pool), np.concatenate(probabilities), moments.finish()
 
 
-def open_images(path: Path, batch_size: int) -> tuple[Iterator[np.ndarray], int]:
-    """Batches of arr_0 and the number of images, without holding the array in memory where its layout allows."""
+def open_array(path: Path) -> tuple[zipfile.ZipFile, Any, tuple[int, ...], bool, np.dtype]:
+    """The archive, the open member `arr_0`, and its shape, whether it is in Fortran order, and its type."""
     try:
         archive = zipfile.ZipFile(path)
         member = archive.open("arr_0.npy")
@@ -257,9 +267,22 @@ def open_images(path: Path, batch_size: int) -> tuple[Iterator[np.ndarray], int]
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(member)
     except Exception as error:  # numpy parses the header as Python and passes on what the parser raises
-        raise UnusableError(f"{str(path)!r} is no .npz with arr_0 ({error})") from error
+        raise UnusableError(f"{str(path)!r} is not an .npz with arr_0 ({error})") from error
     if len(shape) != 4 or shape[-1] != 3 or not shape[0] or dtype.kind not in "uif":
-        raise UnusableError(f"{str(path)!r} holds {dtype} {shape}; expected pixels (N,H,W,3), N > 0")
+        raise UnusableError(f"{str(path)!r} contains {dtype} {shape}; expected pixels (N,H,W,3), N > 0")
+    return archive, member, shape, fortran, dtype
+
+
+def image_size(path: Path) -> list[int]:
+    """Height and width of the images of a file."""
+    archive, member, shape, _, _ = open_array(path)
+    with archive, member:
+        return [int(side) for side in shape[1:3]]
+
+
+def open_images(path: Path, batch_size: int) -> tuple[Iterator[np.ndarray], int]:
+    """Batches of arr_0 and the number of images, without loading the whole array where its layout allows."""
+    archive, member, shape, fortran, dtype = open_array(path)
 
     def batches() -> Iterator[np.ndarray]:
         with archive, member:
@@ -276,10 +299,10 @@ def open_images(path: Path, batch_size: int) -> tuple[Iterator[np.ndarray], int]
                     block = np.frombuffer(data, dtype).reshape(count, *shape[1:])
                 else:
                     block = whole[start : start + count]
-                # Said so that NaN, which compares false with everything, does not pass.
+                # Written so that NaN, which compares false with everything, is refused.
                 if not (block.min() >= 0 and block.max() <= 255) or (dtype.kind == "f" and 0 < block.max() <= 1):
                     raise UnusableError(
-                        f"{str(path)!r} holds values {block.min()} to {block.max()}; expected pixels, 0 to 255"
+                        f"{str(path)!r} contains values {block.min()} to {block.max()}; expected pixels, 0 to 255"
                     )
                 yield block
 
@@ -287,7 +310,7 @@ def open_images(path: Path, batch_size: int) -> tuple[Iterator[np.ndarray], int]
 
 
 def read_statistics(path: Path) -> tuple[np.ndarray, ...] | None:
-    """`mu`, `sigma`, `mu_s`, `sigma_s` of a reference that carries all four."""
+    """`mu`, `sigma`, `mu_s`, `sigma_s` of a reference that contains all four, else None."""
     with np.load(path, allow_pickle=False) as archive:
         if not set(STATISTICS) <= set(archive.files):
             return None
@@ -298,13 +321,13 @@ def read_statistics(path: Path) -> tuple[np.ndarray, ...] | None:
 
 
 Gaussian = tuple[np.ndarray, np.ndarray | None]
-"""Mean (D,) and a factor L (D,R) of the covariance L L^T; None for one image, which has no covariance."""
+"""Mean (D,) and a factor L (D,R) of the covariance L L^T; the factor is None for a single image."""
 
 
 class Moments:
     """Streaming mean and unbiased covariance in float64, summed around the first batch's mean.
 
-    The first D images are kept as well: while there are no more, they are a factor of the covariance, and a small one.
+    Up to D images the features are kept as well: centred, they are a factor of the covariance.
     """
 
     def __init__(self) -> None:
@@ -347,13 +370,15 @@ def factor_of(covariance: np.ndarray) -> np.ndarray:
 
 def finite(statistics: np.ndarray) -> np.ndarray:
     if not np.isfinite(statistics).all():
-        raise UnusableError("the feature statistics hold NaN or infinity; the features of some image are not finite")
+        raise UnusableError("the feature statistics contain NaN or infinity; the features of some image are not finite")
     return statistics
 
 
 def frechet(first: Gaussian, second: Gaussian) -> float | None:
-    """Frechet distance of two Gaussians; tr sqrt(S1 S2) as the nuclear norm of the covariances' factors, exact for
-    rank-deficient ones. None without a covariance."""
+    """Squared Frechet distance of two Gaussians; None without a covariance.
+
+    tr sqrt(S1 S2) is the nuclear norm of L1^T L2 for the factors L, which is exact for rank-deficient covariances.
+    """
     factors = [first[1], second[1]]
     if any(factor is None for factor in factors):
         return None
@@ -362,11 +387,15 @@ def frechet(first: Gaussian, second: Gaussian) -> float | None:
     return max(float(((first[0] - second[0]) ** 2).sum() + traces - 2 * cross), 0.0)
 
 
-def inception_score(probabilities: np.ndarray) -> float:
-    """Mean over runs of 5,000 in file order of exp(mean KL to the run's mean); 0 log 0 is 0."""
+def inception_score(probabilities: np.ndarray, split: int = SPLIT) -> float:
+    """Mean over consecutive splits of exp(mean KL(p(y|x) || p(y))) of class probabilities (N,K), N > 0; 0 log 0 is 0.
+
+    The order of the images matters, and a short last split has the same weight as a full one: both are rules of the
+    published evaluator. Source: Salimans et al., Improved techniques for training GANs (2016).
+    """
     scores = []
-    for start in range(0, len(probabilities), SPLIT):
-        part = probabilities[start : start + SPLIT].astype(np.float64)
+    for start in range(0, len(probabilities), split):
+        part = probabilities[start : start + split].astype(np.float64)
         ratio = np.divide(part, part.mean(axis=0, keepdims=True), out=np.ones_like(part), where=part > 0)
         scores.append(np.exp((part * np.log(ratio)).sum(axis=1).mean()))
     return float(np.mean(scores))
@@ -382,7 +411,7 @@ def distances_float64(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def precision_recall(reference: np.ndarray, samples: np.ndarray, distances: Distances) -> tuple[float, float]:
-    """Shares of samples inside a reference ball and of references inside a sample ball; radius: third neighbour."""
+    """Fractions of samples inside a reference ball and of references inside a sample ball; radius: third neighbour."""
     radii = [neighbour_radii(features, distances) for features in (reference, samples)]
     precise, recalled = np.zeros(len(samples), bool), np.zeros(len(reference), bool)
     for row in range(0, len(reference), BLOCK):

@@ -1,8 +1,8 @@
-"""The evaluator's Inception network in torch, from the very file TensorFlow reads: no converted weights, no other crop.
+"""The Inception network of the ADM evaluator in torch, built from TensorFlow's own frozen graph file.
 
-Features of the ADM evaluator: `pool_3` (2,048 numbers), the first 7 channels of `mixed_6/conv` (17 x 17 x 7 = 2,023
-numbers), and class logits without the bias. Resizing to 299 pixels is part of the graph: bilinear as TensorFlow 1 did
-it, neither corner-aligned nor with half-pixel centres.
+Its features are `pool_3` (2,048 numbers), the first 7 channels of `mixed_6/conv` (17 x 17 x 7 = 2,023 numbers) and the
+class logits without the bias. The graph includes the resize to 299 pixels: bilinear as in TensorFlow 1, neither
+corner-aligned nor with half-pixel centres. Only the file format needs protobuf, which TensorBoard brings along.
 Source: Szegedy et al., Rethinking the Inception architecture (2015); Dhariwal and Nichol's evaluator (ADM, 2021).
 """
 
@@ -14,16 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.node_def_pb2 import NodeDef
+from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor
 
-from common.config import opt
 from common.errors import UserError
-from evaluations.metrics.graphdef import Node, read_graph
 
-__all__ = ["InceptionFeatures", "InceptionGraph", "graph_file"]
+__all__ = ["InceptionFeatures", "InceptionGraph", "graph_file", "read_graph"]
 
 FILE = "classify_image_graph_def.pb"
 URL = f"https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/{FILE}"
@@ -41,9 +42,9 @@ class InceptionFeatures:
 
 
 def graph_file(path: str | None = None) -> Path:
-    """Where the graph is: `path`, or the cache folder.
+    """The graph file: `path`, or the one in the cache folder.
 
-    Raises: UserError naming the file and the command that gets it.
+    Raises: UserError naming the file and the command that downloads it.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "image-token-lab"
     file = Path(path) if path else cache / FILE
@@ -55,36 +56,39 @@ def graph_file(path: str | None = None) -> Path:
     return file
 
 
+def read_graph(path: str | Path) -> dict[str, NodeDef]:
+    """All nodes of a frozen TensorFlow graph by name.
+
+    Raises: UserError when the file is not a GraphDef.
+    """
+    try:
+        graph = GraphDef.FromString(Path(path).read_bytes())
+    except DecodeError as error:
+        raise UserError(f"{str(path)!r} is not a frozen TensorFlow graph ({error}); download it again") from error
+    if not graph.node:
+        raise UserError(f"{str(path)!r} contains no graph nodes; download it again")
+    return {node.name: node for node in graph.node}
+
+
 class InceptionGraph:
-    """The network of a graph file, ready to run. Batch norm is folded into the convolutions.
+    """The network of a graph file on `device`. Batch norm is folded into the convolutions.
 
-    As an extractor of `FEATURES` it takes images in [-1,1]; `features` takes pixels, without a detour.
-
-    Raises: UserError when the file is missing or holds another network.
+    Raises: UserError when the file is missing or contains another network.
     """
 
-    name = "inception"
-
-    @dataclass
-    class Config:
-        path: str | None = opt(None, f"{FILE}; default: the cache folder")
-
-    def __init__(self, config: Config | None = None, device: torch.device | str = "cpu") -> None:
-        self.path, self.device = graph_file((config or self.Config()).path), torch.device(device)
+    def __init__(self, path: str | None = None, device: torch.device | str = "cpu") -> None:
+        self.path, self.device = graph_file(path), torch.device(device)
         self._nodes = read_graph(self.path)
         missing = [name for name in (INPUT, POOL, SPATIAL, MATMUL) if name not in self._nodes]
         if missing:
             raise UserError(f"{str(self.path)!r} has no node {missing[0]!r}; expected the Inception graph {FILE}")
         self._steps = self._compile([SPATIAL, POOL])
-        self._classes = self._tensor(self._nodes[MATMUL].inputs[1])
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.features(((images + 1) * 127.5).permute(0, 2, 3, 1))
-        return found.pool, found.logits
+        self._classes = self._tensor(self._nodes[MATMUL].input[1])
+        del self._nodes
 
     @torch.inference_mode()
     def features(self, pixels: Tensor) -> InceptionFeatures:
-        """Pixels (B,H,W,3) in [0,255], any size and number type, to features."""
+        """Pixels (B,H,W,3) in [0,255], any size and numeric type, to features."""
         images = pixels.to(self.device, torch.float32).permute(0, 3, 1, 2)
         values: dict[str, Tensor] = {INPUT: images.contiguous(memory_format=torch.channels_last)}
         for step in self._steps:
@@ -118,11 +122,10 @@ class InceptionGraph:
             seen.update(step.inputs)
         return steps
 
-    def _step(self, node: Node) -> _Step:
-        inputs = [name.removesuffix(":0") for name in node.inputs if not name.startswith("^")]
-        attributes = node.attributes
+    def _step(self, node: NodeDef) -> _Step:
+        inputs = [name.removesuffix(":0") for name in node.input if not name.startswith("^")]
         if node.op == "BatchNormWithGlobalNormalization":
-            return self._convolution(node.name, inputs, attributes)
+            return self._convolution(node, inputs)
         if node.op in ("Identity", "CheckNumerics"):
             return _Step(node.name, inputs[:1], lambda x: x)
         if node.op == "Relu":
@@ -136,24 +139,24 @@ class InceptionGraph:
         if node.op == "Concat":
             return _Step(node.name, inputs[1:], lambda *parts: torch.cat(parts, dim=1))
         if node.op in ("MaxPool", "AvgPool"):
-            return _Step(node.name, inputs, _pool(node.op, attributes))
+            return _Step(node.name, inputs, _pool(node))
         raise UserError(f"{str(self.path)!r} has an operation {node.op!r} at {node.name!r}; expected the graph {FILE}")
 
-    def _convolution(self, name: str, inputs: list[str], norm: dict[str, object]) -> _Step:
-        """Conv2D and the old batch norm after it, which has no scale here, as one convolution."""
-        convolution = self._nodes[inputs[0]]
-        if convolution.op != "Conv2D" or norm["scale_after_normalization"]:
+    def _convolution(self, norm: NodeDef, inputs: list[str]) -> _Step:
+        """Conv2D and the batch norm after it, which has no scale here, as one convolution."""
+        convolution, name = self._nodes[inputs[0]], norm.name
+        if convolution.op != "Conv2D" or norm.attr["scale_after_normalization"].b:
             raise UserError(f"{str(self.path)!r} has an unexpected batch norm at {name!r}; expected the graph {FILE}")
-        inputs_of = [convolution.inputs[0].removesuffix(":0")]
+        inputs_of = [convolution.input[0].removesuffix(":0")]
         mean, variance, beta = (self._tensor(source).double() for source in inputs[1:4])
-        scale = 1 / (variance + norm["variance_epsilon"]).sqrt()
-        kernel = self._tensor(convolution.inputs[1]).double()
+        scale = 1 / (variance + norm.attr["variance_epsilon"].f).sqrt()
+        kernel = self._tensor(convolution.input[1]).double()
         weight = (kernel * scale).permute(3, 2, 0, 1).float().contiguous(memory_format=torch.channels_last)
         bias = (beta - mean * scale).float()
-        stride = convolution.attributes["strides"][1]
-        same = convolution.attributes["padding"] == b"SAME"
+        stride = convolution.attr["strides"].list.i[1]
+        same = convolution.attr["padding"].s == b"SAME"
         if same and stride == 1 and all(side % 2 for side in weight.shape[-2:]):
-            # Equal on all sides: no padded copy of the input is needed.
+            # The padding is the same on all sides, so the input needs no padded copy.
             padding = [side // 2 for side in weight.shape[-2:]]
             return _Step(name, inputs_of, lambda x: F.conv2d(x, weight, bias, padding=padding))
 
@@ -165,8 +168,8 @@ class InceptionGraph:
         return _Step(name, inputs_of, run)
 
     def _tensor(self, name: str) -> Tensor:
-        value = self._nodes[name.removesuffix(":0")].attributes["value"]
-        return torch.from_numpy(np.array(value)).to(self.device)
+        value = self._nodes[name.removesuffix(":0")].attr["value"].tensor
+        return torch.from_numpy(make_ndarray(value)).to(self.device)
 
 
 @dataclass
@@ -191,16 +194,16 @@ def _resize(images: Tensor, height: int, width: int) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _pool(op: str, attributes: dict[str, object]) -> Callable[[Tensor], Tensor]:
-    kernel, stride = attributes["ksize"][1], attributes["strides"][1]
-    same = attributes["padding"] == b"SAME"
-    if op == "MaxPool":
+def _pool(node: NodeDef) -> Callable[[Tensor], Tensor]:
+    kernel, stride = node.attr["ksize"].list.i[1], node.attr["strides"].list.i[1]
+    same = node.attr["padding"].s == b"SAME"
+    if node.op == "MaxPool":
         return lambda x: F.max_pool2d(_pad_same(x, (kernel, kernel), stride, -math.inf) if same else x, kernel, stride)
     if not same:
         return lambda x: F.avg_pool2d(x, kernel, stride)
     if stride == 1 and kernel % 2:
         return lambda x: F.avg_pool2d(x, kernel, stride, kernel // 2, count_include_pad=False)
-    # Padded places do not count: divide by the number of real ones.
+    # Padded positions do not count: divide by the number of real ones.
     return lambda x: F.avg_pool2d(_pad_same(x, (kernel, kernel), stride, 0.0), kernel, stride) / F.avg_pool2d(
         _pad_same(torch.ones_like(x[:1, :1]), (kernel, kernel), stride, 0.0), kernel, stride
     )

@@ -7,7 +7,6 @@ Source: Kynkaanniemi et al., Improved precision and recall metric (2019), as in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 __all__ = ["PrecisionRecall", "precision_recall"]
 
 BLOCK = 4096
+"""Images a side whose distances are computed at a time; the evaluator's size, on which its float16 rule depends."""
 
 
 @dataclass(frozen=True)
@@ -26,65 +26,82 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    reference: np.ndarray, samples: np.ndarray, k: int = 3, exact: bool = True, block: int = BLOCK
+    reference: np.ndarray, samples: np.ndarray, k: int = 3, exact: bool = True, block: int = BLOCK,
+    device: torch.device | str = "cpu",
 ) -> PrecisionRecall:
     """Fractions in [0,1] of samples near the reference, and of the reference near samples.
 
     Args:
         reference, samples: features (N,D) and (M,D); the sizes may differ, each at least k + 1.
-        exact: True takes distances in float64. False repeats the published evaluator, whose half-precision distances
-            inflate both values when features are large; report it under another name (`precision_float16`).
+        exact: True computes distances in float64. False repeats the published evaluator, whose half-precision
+            distances inflate both values when features are large; report it under another name.
+        device: where distances are computed; it holds both sets of features and one block of distances.
 
     Raises: ValueError for fewer than k + 1 images on a side.
     """
     if min(len(reference), len(samples)) <= k:
         raise ValueError(f"got {len(reference)} and {len(samples)} images; k={k} needs at least {k + 1} on each side")
-    distances = _distances_float64 if exact else _distances_float16
-    reference, samples = torch.as_tensor(reference), torch.as_tensor(samples)
-    reference_radii = _radii(reference, k, distances, block)
-    sample_radii = _radii(samples, k, distances, block)
-    precise = torch.zeros(len(samples), dtype=torch.bool)
-    recalled = torch.zeros(len(reference), dtype=torch.bool)
-    for row in range(0, len(reference), block):
-        rows = slice(row, row + block)
-        for column in range(0, len(samples), block):
-            columns = slice(column, column + block)
-            apart = distances(reference[rows], samples[columns])
-            precise[columns] |= (apart <= reference_radii[rows, None]).any(dim=0)
-            recalled[rows] |= (apart <= sample_radii[None, columns]).any(dim=1)
-    return PrecisionRecall(precise.double().mean().item(), recalled.double().mean().item())
+    real, fake = (_blocks(features, exact, block, device) for features in (reference, samples))
+    real_radii, fake_radii = _radii(real, k), _radii(fake, k)
+    precise = [torch.zeros(len(columns), dtype=torch.bool, device=device) for columns in fake]
+    recalled = []
+    for rows, row_radii in zip(real, real_radii, strict=True):
+        found = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        for columns, column_radii, inside in zip(fake, fake_radii, precise, strict=True):
+            apart = rows.distances(columns)
+            inside |= (apart <= row_radii[:, None]).any(dim=0)
+            found |= (apart <= column_radii[None, :]).any(dim=1)
+        recalled.append(found)
+    return PrecisionRecall(torch.cat(precise).double().mean().item(), torch.cat(recalled).double().mean().item())
 
 
-def _radii(features: Tensor, k: int, distances: Callable[[Tensor, Tensor], Tensor], block: int) -> Tensor:
+@dataclass(frozen=True)
+class _Block:
+    """Features (n,D), float32, with their squared norms (n,) in the precision of the distances."""
+
+    features: Tensor
+    norms: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def distances(self, other: _Block) -> Tensor:
+        """Squared distances (n,m): float64, or float32 values rounded to float16 as the evaluator's device code does.
+
+        If a half-precision distance overflows, the whole block is computed without rounding.
+        """
+        if self.norms.dtype == torch.float64:
+            return _from_product(self.features.double() @ other.features.double().T, self.norms, other.norms)
+        product = (self.features.half().float() @ other.features.half().float().T).half()
+        apart = _from_product(product, self.norms, other.norms)
+        if torch.isfinite(apart).all():
+            return apart.float()
+        a, b = self.features.double(), other.features.double()
+        return _from_product(a @ b.T, a.square().sum(dim=1), b.square().sum(dim=1)).float()
+
+
+def _blocks(features: np.ndarray, exact: bool, block: int, device: torch.device | str) -> list[_Block]:
+    parts = torch.as_tensor(features).to(device).split(block)
+    return [_Block(x, x.double().square().sum(dim=1) if exact else _sum_float16(x.half().square())) for x in parts]
+
+
+def _radii(blocks: list[_Block], k: int) -> list[Tensor]:
     """Squared distance of every point to its k-th neighbour; the point itself is neighbour number zero."""
     radii = []
-    for row in range(0, len(features), block):
-        nearest: Tensor | None = None
-        for column in range(0, len(features), block):
-            apart = distances(features[row : row + block], features[column : column + block])
-            pool = apart if nearest is None else torch.cat([nearest, apart], dim=1)
+    for rows in blocks:
+        nearest = rows.features.new_empty(len(rows), 0)
+        for columns in blocks:
+            pool = torch.cat([nearest, rows.distances(columns)], dim=1)
             nearest = pool.topk(min(k + 1, pool.shape[1]), dim=1, largest=False).values
         radii.append(nearest.max(dim=1).values)
-    return torch.cat(radii)
-
-
-def _distances_float64(a: Tensor, b: Tensor) -> Tensor:
-    return _squared(a.double(), b.double())
-
-
-def _distances_float16(a: Tensor, b: Tensor) -> Tensor:
-    """As the evaluator's device code: float16 throughout, float32 for the whole block if anything overflows."""
-    a16, b16 = a.half(), b.half()
-    product = (a16.float() @ b16.float().T).half()
-    apart = _from_product(product, _sum_float16(a16 * a16), _sum_float16(b16 * b16))
-    return apart.float() if torch.isfinite(apart).all() else _squared(a.float(), b.float())
+    return radii
 
 
 def _sum_float16(x: Tensor) -> Tensor:
-    """Row sums of float16 (N,D), rounded after every addition in the order TensorFlow's CPU kernel adds.
+    """Row sums of float16 (N,D), rounded after every addition, in the order of TensorFlow's CPU kernel.
 
     Precision and recall of close points depend on these roundings, so only this order repeats published values:
-    halves down to 1,024 columns; then 8 lanes, four lane groups in turn; the lanes last, in float32.
+    split in halves down to 1,024 columns; then 8 lanes, four groups of lanes in turn; the lanes last, in float32.
     """
     if x.shape[1] > 1024:
         half = x.shape[1] // 2
@@ -104,10 +121,6 @@ def _sum_float16(x: Tensor) -> Tensor:
     for column in range(whole, x.shape[1]):
         rest = rest + x[:, column]
     return rest + lanes.float().sum(dim=1).half()
-
-
-def _squared(a: Tensor, b: Tensor) -> Tensor:
-    return _from_product(a @ b.T, (a * a).sum(dim=1), (b * b).sum(dim=1))
 
 
 def _from_product(product: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class Fault:
     loss        before the update (nan: this rank's loss is not a number)
     write:K     at file operation K of writing the checkpoint that follows the step
     half:NAME   when half of a file of that checkpoint is written
+    hash        when a file is hashed, in any step
     """
 
     rank: int
@@ -56,6 +57,8 @@ def inject(fault: Fault, rank: int) -> None:
         _replace_loss(lambda loss: loss * float("nan") if now["step"] == fault.step else loss)
     elif place == "write":
         at_file_operation(lambda count: strike() if count == int(detail) else None)
+    elif place == "hash":
+        _before(checkpoint, "sha256", lambda *_: _act(fault.action))
     elif place == "half":
         _half_a_file(detail, strike)
     else:
@@ -105,9 +108,9 @@ def _before(owner: Any, name: str, do: Callable[..., Any]) -> None:
 def _replace_loss(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     original = optim.update
 
-    def update(*arguments: Any) -> Any:
+    def update(*arguments: Any, **named: Any) -> Any:
         *others, loss = arguments
-        return original(*others, change(loss))
+        return original(*others, change(loss), **named)
 
     optim.update = update
 

@@ -20,7 +20,7 @@ import autoregressive.train
 import tokenizer.train
 from autoregressive.config import TrainConfig as GeneratorConfig
 from autoregressive.paper_flags import TRAIN_FLAGS as GENERATOR_FLAGS
-from common import checkpoint, config
+from common import checkpoint, config, sharded  # noqa: F401  sharded: imported once for all processes
 from common.codes import ChunkedWriter
 from tests.faults.inject import Fault, inject
 from tokenizer.config import TrainConfig as TokenizerConfig
@@ -38,13 +38,12 @@ TOKENIZER = RUN + """
 model:
   image_size: 16
   z_channels: 16
-  init: fan_in
   layout: {num_tokens: 8, redundant: 4}
   encoder: &part
-    name: hybrid_1d
-    cnn: {channels: 32, multipliers: [1], patch: 4, blocks: 1}
+    name: tokenizer.tiny:Tiny1dEncoder
+    cnn: {channels: 32, multipliers: [1], patch: 4}
     transformer: {width: 32, layers: 1, heads: 2}
-  decoder: {<<: *part, semantic_head: null}
+  decoder: {<<: *part, name: "tokenizer.tiny:Tiny1dDecoder", semantic_head: null}
   quantizer: {name: vq, codebook_size: 32, entropy_weight: 0.1, refresh_every: 2}
 losses: {perceptual: null}
 adversary: {start: 1, discriminator: {name: patchgan, channels: 8, layers: 1}, lecam: {}}

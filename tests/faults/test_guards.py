@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -35,7 +38,7 @@ def test_policy_stop(kind: str, ranks: int, data: Path, tmp_path: Path) -> None:
     fault = Fault(ranks - 1, 5, "loss", "nan")
     assert jobs.train(kind, data, out, ranks=ranks, fault=fault) == [2] * ranks
     assert jobs.intact(out).name == "0000004"
-    assert "not finite in step 5; its update was left out" in (out / "log.txt").read_text()
+    assert "not finite in step 5; its update was skipped" in (out / "log.txt").read_text()
     dumps = [json.loads(path.read_text()) for path in sorted((out / "not_finite").iterdir())]
     assert [dump["rank"] for dump in dumps] == list(range(ranks))
     assert all(len(dump["files"]) == 4 // ranks and str(data) in dump["files"][0] for dump in dumps)
@@ -46,7 +49,7 @@ def test_policy_skip(kind: str, ranks: int, data: Path, tmp_path: Path) -> None:
     """Step 5 is left out of weights, moments and averages; the run comes to its end and every weight is finite."""
     out = tmp_path / kind
     fault = Fault(ranks - 1, 5, "loss", "nan")
-    assert jobs.train(kind, data, out, "run.not_finite=skip", "log.every=1", ranks=ranks, fault=fault) == [0] * ranks
+    assert jobs.train(kind, data, out, "run.skip_limit=3", "log.every=1", ranks=ranks, fault=fault) == [0] * ranks
     weights, lines = jobs.outcome(out)
     assert all(value.isfinite().all() for value in weights.values())
     assert "train/loss" not in next(line for line in lines if line["step"] == 6)
@@ -76,18 +79,16 @@ def test_a_skipped_update_changes_nothing(tmp_path: Path) -> None:
 
 def test_more_skips_in_a_row_than_allowed_stop_the_run(tmp_path: Path) -> None:
     bad = {3: "nan", 4: "nan", 6: "nan", 7: "nan"}
-    run(tmp_path / "two", Toy(bad), not_finite="skip", skip_limit=2)
+    run(tmp_path / "two", Toy(bad), skip_limit=2)
     with pytest.raises(UserError, match="step 5"):
-        run(tmp_path / "three", Toy(bad | {5: "nan"}), not_finite="skip", skip_limit=2)
-    with pytest.raises(UserError, match="expected stop or skip"):
-        run(tmp_path / "four", not_finite="ignore")
+        run(tmp_path / "three", Toy(bad | {5: "nan"}), skip_limit=2)
 
 
 def test_what_was_counted_survives_a_resume(tmp_path: Path) -> None:
     bad = {3: "nan", 4: "nan", 5: "nan"}
-    run(tmp_path, Toy(bad), not_finite="skip", skip_limit=2, stop_at=5)
+    run(tmp_path, Toy(bad), skip_limit=2, stop_at=5)
     with pytest.raises(UserError, match="step 5"):
-        run(tmp_path, Toy(bad), not_finite="skip", skip_limit=2)
+        run(tmp_path, Toy(bad), skip_limit=2)
 
 
 # --------------------------------------------------------------------------------------------------------- signals
@@ -198,6 +199,69 @@ def test_nothing_of_a_feed_is_left_to_a_thread() -> None:
         with Feed([{"index": torch.tensor([0])}], CPU, str, print) as feed:
             feed.advance()
         assert set(threading.enumerate()) == before
+
+
+# ------------------------------------------------------------------------------------------------- loader processes
+
+
+def _loaders(parent: int) -> list[int]:
+    """The pids of a training's child processes."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def _with_loaders(data: Path, out: Path) -> subprocess.Popen:
+    """A tokenizer training in a process group of its own, with two loader processes, some steps after its start."""
+    words = ["--config", f"{data}/tokenizer.yaml", f"data.root={data}/images", f"run.out={out}", "data.workers=2"]
+    words += ["run.steps=100000", "run.checkpoint_every=100000", "log.every=1", "data.batch_size=32"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tokenizer.train", *words], cwd=Path(__file__).parents[2], start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (out / "metrics.jsonl").is_file():
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.05)
+    return child
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_process_group_saves(sent: int, code: int, data: Path, tmp_path: Path) -> None:
+    """Schedulers, timeout(1) and a terminal's Ctrl-C send it to the loader processes, too."""
+    child = _with_loaders(data, tmp_path / "out")
+    loaders = _loaders(child.pid)
+    os.killpg(child.pid, sent)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == code and "Traceback" not in said, said
+    assert jobs.intact(tmp_path / "out") is not None
+    assert len(loaders) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in loaders)
+
+
+def test_a_killed_loader_process_is_a_sentence_after_a_save(data: Path, tmp_path: Path) -> None:
+    child = _with_loaders(data, tmp_path / "out")
+    os.kill(_loaders(child.pid)[-1], signal.SIGKILL)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 2 and "Traceback" not in said, said
+    assert "error: a loader process died (exit code -9" in said
+    assert jobs.intact(tmp_path / "out") is not None
+
+
+def test_a_killed_loader_process_of_another_job_is_a_sentence(data: Path) -> None:
+    """Jobs that read every image once, and loader processes that do not end by themselves."""
+    from common.data import ImageFolder, batches
+
+    images = ImageFolder(data / "images", 16)
+    reading = batches(images, range(len(images)), 1, workers=2)
+    next(reading)
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(UserError, match="a loader process died"):
+        list(reading)
+    reading = batches(images, range(len(images)), 1, workers=2)
+    next(reading)
+    started = multiprocessing.active_children()
+    assert started
+    reading.close()
+    for worker in started:
+        worker.join(10)
+        assert not worker.is_alive()
 
 
 # --------------------------------------------------------------------------------------------------------- warnings

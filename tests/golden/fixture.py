@@ -1,18 +1,19 @@
-"""A fixture is a json that describes it and the tensor files beside it; nothing else about it is known here."""
+"""A fixture is a JSON that describes it and the tensor files beside it; nothing else about it is known here."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import lzma
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 TOLERANCE = 1e-5
@@ -25,14 +26,16 @@ class Skip(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Fixture:
-    """`path` is the json. `kind` is the name of its folder: contracts, wrappers, tiny, fullsize or schedules.
+    """`path` is the JSON. `kind` is the name of its folder: contracts, wrappers, tiny, fullsize or schedules.
 
-    `part`: where one json describes several things, which of them.
+    `part`: where one JSON describes several things, which of them. `packed`: the path is a `<kind>.json.xz`, which maps
+    names to JSONs, and `part` is the name.
     """
 
     path: Path
     kind: str
     part: str = ""
+    packed: bool = False
 
     @property
     def name(self) -> str:
@@ -40,24 +43,65 @@ class Fixture:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text())
+        return read_packed(self.path)[self.part] if self.packed else json.loads(self.path.read_text())
 
     @cached_property
     def io(self) -> dict[str, Tensor]:
         """Inputs and expected outputs."""
-        return load_file(self.path.with_suffix(".io.safetensors"))
+        return read_tensors(self.path.with_suffix(".io.safetensors"))
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         """The stored state dict under the reference's names, floats as float32."""
-        return floats(load_file(self.path.with_suffix(".weights.safetensors")))
+        return floats(read_tensors(self.path.with_suffix(".weights.safetensors")))
 
     def images(self, name: str = "x") -> Tensor:
         """Input images (B,3,H,W) in [-1,1], stored as floats under `name` or as 8-bit values under `<name>_uint8`."""
         return self.io[name].float() if name in self.io else self.io[f"{name}_uint8"].float() / 127.5 - 1
 
-    def sibling(self, name: str) -> Fixture:
-        return Fixture(self.path.with_name(f"{name}.json"), self.kind)
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """Names of the reference's tensors, from whichever source this fixture has."""
+        stored = {**self.about.get("keys", {}), **self.about.get("fill", {})}
+        return frozenset(stored or (self.weights if "weights_file" in self.about else ()))
+
+    @cached_property
+    def case(self) -> frozenset[str]:
+        """The settings that each of `cases` has; families without models are told apart by them."""
+        cases = self.about.get("cases")
+        return frozenset(next(iter(cases.values()))) if isinstance(cases, dict) and cases else frozenset()
+
+    def arguments(self, *where: str) -> dict[str, Any]:
+        """The constructor arguments: under the first of `where` that is there, or those in the contract of this name.
+
+        Raises: ValueError if neither has them.
+        """
+        folder, name = self.path.parent.parent, self.about.get("name")
+        path, packed = folder / "contracts" / f"{name}.json", folder / "contracts.json.xz"
+        sources = [self.about]
+        if path.is_file():
+            sources.append(json.loads(path.read_text()))
+        elif packed.is_file():
+            sources.append(read_packed(packed).get(name, {}))
+        found = next((source[key] for source in sources for key in where if key in source), None)
+        if found is None:
+            raise ValueError(f"no {' or '.join(where)} here and no contract of {name!r}")
+        return found
+
+    def beside(self, matches: Callable[[Fixture], bool]) -> Fixture:
+        """The first fixture in the same folder that `matches`."""
+        others = (Fixture(path, self.kind) for path in sorted(self.path.parent.glob("*.json")))
+        return next(other for other in others if matches(other))
+
+
+@cache
+def read_packed(path: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(lzma.decompress(path.read_bytes()))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file, or `<path>.xz` in its place."""
+    return load_file(path) if path.is_file() else load(lzma.decompress(path.with_name(f"{path.name}.xz").read_bytes()))
 
 
 def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from tokenizer.config import TokenizerConfig
 NO_DROPOUT = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0, "class_dropout": 0.0}
 
 
-def gigatok(arguments: dict[str, Any], about: dict[str, Any], *, grid_model: bool, redundant: bool) -> TokenizerConfig:
+def gigatok(arguments: dict[str, Any], about: dict[str, Any], *, grid_model: bool, redundant: int) -> TokenizerConfig:
     """GigaTok's and ReTok's tokenizers. `about["reduced_dimensions"]` overrides the released sizes."""
     reduced = about.get("reduced_dimensions", {})
     shared = {"channels": reduced.get("conv_base_channels", 128), "attention": arguments["use_attn"]}
@@ -26,7 +26,7 @@ def gigatok(arguments: dict[str, Any], about: dict[str, Any], *, grid_model: boo
     return resolve(TokenizerConfig, {
         "image_size": reduced.get("image_size", 256),
         "z_channels": arguments["z_channels"],
-        "layout": {"num_tokens": num_tokens, "redundant": num_tokens - 32 if redundant else 0},
+        "layout": {"num_tokens": num_tokens, "redundant": redundant},
         "encoder": {
             "name": name, "cnn": {**shared, "multipliers": arguments["encoder_ch_mult"]},
             "transformer": transformer["encoder"],
@@ -75,25 +75,34 @@ def gpt(arguments: dict[str, Any], positions: str) -> GPT.Config:
         num_tokens=arguments["block_size"], num_classes=arguments["num_classes"], positions=positions,
         qk_norm=arguments.get("use_qk_norm", False),
         adaln="full" if arguments.get("use_adaLN") else "simple" if arguments.get("use_simple_adaLN") else "none",
+        condition="caption" if arguments.get("model_type") == "t2i" else "class",
+        caption_tokens=arguments.get("cls_token_num", 120), caption_width=arguments.get("caption_dim", 2048),
         **NO_DROPOUT,
     )
+
+
+VITS = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "giant": (1536, 40, 24)}
+"""timm's DINOv2 names: width, layers, heads."""
 
 
 def robustok(arguments: dict[str, Any], about: dict[str, Any]) -> TokenizerConfig:
     """RobusTok's tokenizer, its teacher included."""
     reduced = about.get("reduced_dimensions", {})
-    width = reduced.get("vit_width", 768)
-    sizes = {"width": width, "layers": reduced.get("vit_depth", 12), "heads": reduced.get("vit_heads", 12)}
+    names = ("vit_width", "vit_depth", "vit_heads")
+    sizes = {}
+    for side in ("encoder", "decoder"):
+        released = dict(zip(names, VITS[arguments[f"{side}_model"].split("_")[1]], strict=True))
+        width, layers, heads = ({**released, **reduced}[name] for name in names)
+        sizes[side] = {"name": "dino_vit", "width": width, "layers": layers, "heads": heads}
     return resolve(TokenizerConfig, {
-        "z_channels": width,
+        "z_channels": sizes["encoder"]["width"],
         "layout": {"num_tokens": arguments["num_latent_tokens"]},
-        "encoder": {"name": "dino_vit", **sizes},
-        "decoder": {"name": "dino_vit", **sizes},
+        **sizes,
         "quantizer": {
             "name": "vq_hits", "codebook_size": arguments["codebook_size"],
             "codebook_dim": arguments["codebook_embed_dim"],
         },
-        "teacher": {"name": "dino_vit", **sizes} if arguments["semantic_guide"] == "dinov2" else None,
+        "teacher": sizes["encoder"] if arguments["semantic_guide"] == "dinov2" else None,
     }, where="model")  # fmt: skip
 
 

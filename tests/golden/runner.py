@@ -11,10 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 from tests.golden import families
-from tests.golden.fixture import Fixture, Report, Skip
+from tests.golden.fixture import Fixture, Report, Skip, read_packed
 
 ROOT = Path(__file__).parents[2]
+DATA = Path(__file__).parent / "data"
 SHARED = ROOT.parent / "shared" / "golden"
+"""More numbers of the same layout, where they are."""
 KINDS = ("contracts", "wrappers", "tiny", "fullsize", "schedules")
 FAMILIES: dict[str, ModuleType] = {
     info.name: importlib.import_module(f"{families.__name__}.{info.name}")
@@ -43,6 +45,10 @@ def find(directory: Path, kinds: tuple[str, ...] = KINDS) -> list[Fixture]:
         if not path.name.startswith("_")
     ]
     found = []
+    for kind in kinds:
+        packed = directory / f"{kind}.json.xz"
+        if packed.is_file():
+            found += [Fixture(packed, kind, name, packed=True) for name in read_packed(packed)]
     for fixture in whole:
         parts = getattr(FAMILIES.get(family_of(fixture) or ""), "parts", lambda fixture: [""])
         found += [Fixture(fixture.path, fixture.kind, part) for part in parts(fixture)]

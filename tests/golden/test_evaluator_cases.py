@@ -104,7 +104,7 @@ def write_case(folder: Path, case: str) -> tuple[Path, Path]:
 
 def add_statistics(path: Path, source: np.ndarray) -> None:
     """As virtual reference files carry them: of other images than arr_0."""
-    network = InceptionGraph(InceptionGraph.Config(path=GRAPH))
+    network = InceptionGraph(GRAPH)
     found = [network.features(torch.from_numpy(part)) for part in np.array_split(source, len(source) // 50)]
     pool, spatial = (np.concatenate([getattr(f, kind).numpy() for f in found]) for kind in ("pool", "spatial"))
     with np.load(path) as archive:
@@ -223,13 +223,17 @@ def test_sets_that_do_not_belong_to_a_reference_are_refused_and_unknown_ones_fla
     add_statistics(virtual, batch("n65"))
     rebuilt = labelled(tmp_path / "rebuilt.npz", images, kind="reconstruction")
     made_up = labelled(tmp_path / "made_up.npz", images, kind="generation")
+    small = labelled(tmp_path / "small.npz", images[:, ::2, ::2], kind="reconstruction")
     told = score(engine, [
         (val, rebuilt), (train, made_up), (virtual, made_up), (unknown, rebuilt), (val, unknown),
-        (train, rebuilt), (virtual, rebuilt), (val, made_up),
+        (train, rebuilt), (virtual, rebuilt), (val, made_up), (val, small),
     ])
     for found in told[:3]:
         assert found["fid"] is not None and len(found["flags"]) == 1  # only that five images are few
     assert any("reference file does not say" in flag for flag in told[3]["flags"])
     assert any("sample file does not say" in flag for flag in told[4]["flags"])
-    for found, right in zip(told[5:], ("--split val", "--split val", "--split train"), strict=True):
+    height, width = images.shape[1:3]
+    sizes = f"samples have {height // 2} x {width // 2} pixels, the reference {height} x {width}"
+    assert any(sizes in flag for flag in told[8]["flags"])
+    for found, right in zip(told[5:8], ("--split val", "--split val", "--split train"), strict=True):
         assert right in found["error"]

@@ -7,6 +7,7 @@ torch.compile takes a minute: python -m pytest -m slow tests/integration/test_pa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -48,10 +50,10 @@ model:
   image_size: 32
   z_channels: 32
   layout: {num_tokens: 16, redundant: 8}
-  encoder: {name: hybrid_1d, cnn: {channels: 32, multipliers: [1, 1], patch: 4, blocks: 1}, transformer: {width: 32, layers: 2, heads: 2}}
+  encoder: {name: tokenizer.tiny:Tiny1dEncoder, cnn: {channels: 32, multipliers: [1, 1], patch: 4}, transformer: {width: 32, layers: 2, heads: 2}}
   decoder:
-    name: hybrid_1d
-    cnn: {channels: 32, multipliers: [1, 1], patch: 4, blocks: 1}
+    name: tokenizer.tiny:Tiny1dDecoder
+    cnn: {channels: 32, multipliers: [1, 1], patch: 4}
     transformer: {width: 32, layers: 2, heads: 2}
     semantic_head: null
   quantizer: {name: vq, codebook_size: 8}
@@ -151,9 +153,11 @@ def train(rank: int, ranks: int, root: Path, name: str) -> None:
             f"{mode} {count}": count_exchanges(root, mode, count) for mode in ("ddp", "fsdp") for count in (1, 3)
         }
         halved = {mode: half_precision(root, mode) for mode in ("ddp", "fsdp")}
+        dist.close()
         if rank == 0:
             (root / "exchanges.json").write_text(json.dumps(exchanges))
             (root / "halved.json").write_text(json.dumps(halved))
+        dist.close()  # the interpreter's end would abort the process now and then
 
 
 def count_exchanges(root: Path, mode: str, accumulate: int) -> int:
@@ -268,6 +272,36 @@ def test_accumulated_and_recomputed_steps_are_the_same_steps(root: Path, words: 
     assert logged["train/loss"].item() == pytest.approx(expected["train/loss"].item(), rel=1e-6)
     for name, value in whole.items():
         assert (gradients[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+
+
+def test_no_unit_stays_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """27 residual blocks of more than eight shapes share one function, in training and in validation."""
+    settings = config.parse(TokenizerConfig, ["--config", f"{ROOT}/configs/vq/VQ_SB256.yaml", "data.root=x"])
+    with torch.device("meta"):
+        model = Tokenizer(settings.model)
+        images = torch.zeros(1, 3, 256, 256)
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
+        def run(*inputs: object) -> object:
+            compiled.append(1)
+            return graph.forward(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    parallel.compile_units(model)
+    called: list[int] = []
+    for unit in parallel.units(model):
+        unit.register_forward_pre_hook(lambda *_: called.append(1))
+    torch._dynamo.utils.counters.clear()
+    for training in (True, False):
+        with torch.set_grad_enabled(training):
+            model.train(training)
+            model.decode_vectors(model.encode_vectors(images))
+    assert len(compiled) == len(called) >= 2 * 50
+    assert not torch._dynamo.utils.counters["unimplemented"]
+    assert torch._dynamo.config.fail_on_recompile_limit_hit
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from tokenizer.model import Pass
 from tokenizer.train import TokenizerTrainee
 
 ROOT = Path(__file__).parents[2]
-OTHERS = [ROOT / "configs/quickstart/tokenizer.yaml", ROOT / "configs/quickstart/decoder.yaml"]
+OTHERS = [ROOT / "configs/quickstart/tokenizer.yaml"]
 OTHERS += [*sorted((ROOT / "configs").glob("*-train.yaml")), *sorted((ROOT / "configs").glob("toy/robustok*.yaml"))]
 EVIDENCE = [path for scale in ("photos", "imagenet") for path in sorted((ROOT / "configs/evidence" / scale).glob("*"))]
 OTHERS += [path for path in EVIDENCE if path.stem != "gpt"]
@@ -85,7 +85,7 @@ def test_every_config_is_built_and_takes_a_step(path: Path) -> None:
     trainee = trainee_of(path, "meta")
     seen: list[Pass] = []
     logits: list[Tensor] = []
-    trainee.training_pass.register_forward_hook(lambda _module, _given, done: seen.append(done))
+    trainee.trained.register_forward_hook(lambda _module, _given, done: seen.append(done))
     if trainee.adversary:
         trainee.adversary.module.register_forward_hook(lambda _module, _given, out: logits.append(out))
     size = trainee.config.model.image_size

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_several_processes_run_torchrun(tmp_path):
         "/bin/echo", "--nnodes=1", "--nproc-per-node=2", "--node-rank=0", "--master-addr=127.0.0.1",
         "--master-port=11086", "-m", "tokenizer.train", "--x=1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("visible", "count"), [
+    ("2,5", "2"), ("0,1,2", "3"), ("GPU-8932f937,MIG-0a1b", "2"), ("0,1,-1,2", "2"),
+])  # fmt: skip
+def test_visible_devices_are_counted(visible, count):
+    words = printed("train_vq.sh", CUDA_VISIBLE_DEVICES=visible, gpus="", GPUS="")
+    assert f"--nproc-per-node={count}" in words and "--standalone" in words
+
+
+@pytest.mark.parametrize("visible", ["3", "", "-1"])
+def test_one_visible_device_or_none_is_one_process(visible):
+    assert printed("train_vq.sh", CUDA_VISIBLE_DEVICES=visible, gpus="", GPUS="")[1:3] == ["-m", "tokenizer.train"]
+
+
+def test_a_port_in_use_is_named(free_port):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port))
+        taken.listen()
+        done = run("train_vq.sh", GPUS="2", PORT=str(free_port), TORCH_RUN_PATH="/bin/echo")
+    assert done.returncode == 2 and f"PORT={free_port} of 127.0.0.1 is in use" in done.stderr
 
 
 def test_several_machines_run_torchrun_with_one_process_each():

@@ -57,7 +57,9 @@ def pictures(seed: int, batch: int = 2) -> torch.Tensor:
 
 
 def step_of(adversary: Adversary, step: int = 10) -> dict[str, torch.Tensor]:
-    return adversary.update(pictures(1), [pictures(2), pictures(3)], step, 100)
+    _, logged = adversary.backward(pictures(1), [pictures(2), pictures(3)], step)
+    adversary.update(step, 100, torch.tensor(0.0))
+    return logged
 
 
 @pytest.mark.parametrize("game", GAMES)
@@ -112,9 +114,20 @@ def test_what_a_checkpoint_keeps_continues_the_game(backbone: Path) -> None:
     again.module.load_state_dict(cut.module.state_dict())
     again.load(cut.state())
     step_of(again, 11)
-    assert again.lecam.state() == whole.lecam.state() != cut.lecam.state()
+    assert again.lecam.state_dict() == whole.lecam.state_dict() != cut.lecam.state_dict()
     pairs = zip(whole.module.parameters(), again.module.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_resume_takes_the_discriminators_hyperparameters_from_the_config(backbone: Path) -> None:
+    stated = {"lr": 1e-3, "beta1": 0.9, "weight_decay": 0.1}
+    changed = {"lr": 2e-3, "beta1": 0.5, "weight_decay": 0.3}
+    before, after = (adversary_of(backbone, optim=options) for options in (stated, changed))
+    step_of(before)
+    after.load(before.state())
+    assert [group["weight_decay"] for group in after.optimizer.param_groups] == [0.3, 0.0]
+    assert all(group["lr"] == 2e-3 and group["betas"][0] == 0.5 for group in after.optimizer.param_groups)
+    assert all(state["step"] == 1 for state in after.optimizer.state.values())
 
 
 def test_the_adaptive_weight_scales_the_generators_loss_alone(backbone: Path) -> None:

@@ -1,48 +1,56 @@
-"""The benchmarks run at toy size, and their table says what they found."""
+"""The benchmarks run at toy size, and their table shows what they measured."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import pytest
 import torch
 
 from autoregressive.models.gpt import GPT
-from benchmarks import evaluation, run, sampling, tokenizing, training
+from benchmarks import evaluation, run, sampling, training
 from benchmarks.plain_sampler import plain_codes
+from benchmarks.timing import matrix_rate
 
 CPU = torch.device("cpu")
 
 
-def test_sampling_beside_the_plain_way() -> None:
-    [found] = sampling.sampling(CPU, [("tiny", 2, 4)], repeats=2).values()
-    assert found["ratio"] > 0 and found["plain"]["repeats"] == 2 and found["roofline_share"] > 0
-    assert found["ours"]["items_per_s"] == 8 / found["ours"]["median_s"]
-
-
-def test_images_beside_the_plain_way(monkeypatch) -> None:
-    monkeypatch.setattr(sampling, "TOKENIZERS", run.ROOT / "configs/quickstart")
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "CONFIGS", run.ROOT / "configs/quickstart")
     monkeypatch.setattr(sampling, "STAND_INS", ["data.root=none"])
-    [found] = sampling.images(CPU, ("tiny", "tokenizer", 2, 8), repeats=1).values()
-    assert found["ours"]["items_per_s"] == 2 / found["ours"]["median_s"]
+    monkeypatch.setitem(sampling.EXTRACTED, "cpu", 2)
 
 
-def test_the_plain_sampler_stays_on_its_device() -> None:
-    model = GPT(GPT.Config(size="tiny", codebook_size=8, num_tokens=4, num_classes=3)).eval().to("meta")
-    assert plain_codes(model, torch.tensor([0, 1], device="meta"), 4, sampling.GUIDANCE).shape == (2, 4)
+def test_sampling_is_compared_at_both_precisions() -> None:
+    found = sampling.sampling(CPU, [("tiny", 2, 4)], repeats=2)
+    assert [case.rpartition(", ")[2] for case in found] == ["none", "bf16"]
+    for case in found.values():
+        assert case["ratio"] > 0 and case["plain"]["repeats"] == 2 and case["roofline_share"] > 0
+        assert case["ours"]["items_per_s"] == 8 / case["ours"]["median_s"]
 
 
-def test_the_other_jobs_and_the_table(monkeypatch) -> None:
-    quickstart = Path(run.ROOT / "configs/quickstart/tokenizer.yaml")
-    monkeypatch.setattr(tokenizing, "CONFIG", quickstart)
-    monkeypatch.setattr(tokenizing, "STAND_INS", [])
-    toy = ["losses.perceptual=null", "model.decoder.cnn.channels=32", "data.batch_size=2"]
-    cases = {"tokenizer S-S": (str(quickstart), 2, toy), "GPT-B": ("configs/quickstart/gpt.yaml", 2, [])}
-    monkeypatch.setitem(training.CASES, "cpu", cases)
+def test_plain_codes_stay_on_their_device_and_in_their_dtype() -> None:
+    model = GPT(GPT.Config(size="tiny", codebook_size=8, num_tokens=4, num_classes=3)).eval()
+    labels = torch.tensor([0, 1])
+    assert plain_codes(model.to("meta"), labels.to("meta"), 4, sampling.GUIDANCE).shape == (2, 4)
+    model = GPT(GPT.Config(size="tiny", codebook_size=8, num_tokens=4, num_classes=3)).eval().bfloat16()
+    assert plain_codes(model, labels, 4, sampling.GUIDANCE).shape == (2, 4)
+
+
+def test_a_training_step_is_measured_against_its_counted_work() -> None:
+    found = training.training(CPU, ["quickstart GPT"], repeats=1)
+    assert [case.rpartition(", ")[2] for case in found] == ["none", "bf16"]
+    for case in found.values():
+        rate = case["gflop_per_image"] * 1e9 * case["ours"]["items_per_s"]
+        precision = "bf16" if case is found["quickstart GPT, bf16"] else "none"
+        assert case["mfu"] == pytest.approx(rate / matrix_rate(CPU, precision)) and 0 < case["mfu"] < 1.5
+        assert case["peak_memory_gb"] > case["estimated_memory_gb"]
+
+
+def test_the_table_has_a_row_for_every_case() -> None:
     found = {
-        "extraction": tokenizing.extraction(CPU), "extraction_growth": tokenizing.extraction_growth(CPU, (4, 8)),
-        "tokenizer_training": training.tokenizer_training(CPU), "gpt_training": training.gpt_training(CPU),
+        "images": sampling.images(CPU, ("tiny", "tokenizer", 2, 8), repeats=1),
+        "extraction": sampling.extraction(CPU, "tokenizer", repeats=1),
         "evaluation": evaluation.evaluation(CPU, images=1, features=32, dim=16, width=1 / 16, whole=4),
     }
     text = run.table({"benchmarks": found})
-    assert text.count("| evaluation |") == 4 and text.count("| extraction_growth |") == 2 and "(" in text
-    assert all(case["ratio"] > 0 for name in found for case in found[name].values() if "growth" not in name)
+    assert text.count("| evaluation |") == 4 and text.count("| images |") == 2 and text.count("| extraction |") == 2

@@ -60,7 +60,7 @@ def test_an_interrupted_store_goes_on_and_is_not_taken_for_a_finished_one(tmp_pa
     writer.prepare()
     writer.write(1, CODES[2:4])
     (writer.partial / "chunk-000000.partial").write_bytes(b"cut short")
-    with pytest.raises(UserError, match="no code store"):
+    with pytest.raises(UserError, match="not a code store"):
         CodeStore(path)
     again = ChunkedWriter(path, META, chunk=2)
     again.prepare()

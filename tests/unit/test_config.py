@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from common import config
 from common.config import MISSING, opt, part, parts
 from common.errors import UserError
 
+ROOT = Path(__file__).parents[2]
+
 
 class Small:
     @dataclass
     class Config:
-        width: int = opt(3, "width", low=1)
+        width: int = opt(3, "width")
         rate: float = opt(1e-4, "rate")
 
     def __init__(self, settings: Config):
@@ -43,9 +49,6 @@ class Schema:
     root: str = opt(MISSING, "images")
     fast: bool = opt(False, "a switch")
     steps: int | None = opt(None, "steps")
-    texts: list[str] = opt([], "texts")
-    kind: str = opt("none", "kind", choices=("none", "bf16"))
-    share: float = opt(0.0, "share", low=0, high=1)
     optim: Optim = field(default_factory=Optim)
     maybe: Optim | None = opt(None, "an optional group")
     encoder: dict = part(HERE, "encoder", {"name": "small", "width": 5})
@@ -86,71 +89,6 @@ def test_another_name_drops_the_old_part_and_null_removes_an_extra(tmp_path: Pat
     assert list(got.extras) == ["deep"]
 
 
-@pytest.mark.parametrize("name", ["0042", "83e1204", "1_000", "20:15", "1e3", "no", "on", "a: b", "#3", "[x", "'x'"])
-def test_text_stays_as_it_is_written(name: str, tmp_path: Path) -> None:
-    if not name.startswith("["):
-        assert parse(f"--root={name}").root == name
-        assert parse("root=x", "texts=[0042, no, 1e3]").texts == ["0042", "no", "1e3"]
-    if name[0] not in "#['" and ": " not in name:
-        (tmp_path / "a.yaml").write_text(f"root: {name}\n")
-        assert parse("--config", str(tmp_path / "a.yaml")).root == name
-
-
-def test_numbers_in_every_spelling(tmp_path: Path) -> None:
-    for value in ("1e-4", "1E-4", ".0001", "'1e-4'", "1.e-4"):
-        (tmp_path / "a.yaml").write_text(f"root: x\noptim: {{lr: {value}}}\n")
-        assert parse("--config", str(tmp_path / "a.yaml")).optim.lr == 1e-4
-    assert parse("root=x", "steps=010").steps == 10
-    assert parse("root=x", "steps=null").steps is None and parse("root=x", "fast=yes").fast
-
-
-def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "a.yaml").write_text("root: ~/data\ntexts: [~/b]\n")
-    got = parse("--config=~/a.yaml")
-    assert (got.root, got.texts) == (f"{tmp_path}/data", [f"{tmp_path}/b"])
-    assert parse("--root=~/b").root == f"{tmp_path}/b"
-
-
-def test_true_and_false_switch_optional_parts_and_groups(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("root: x\nextras: {small: {width: 1}}\nmaybe: {lr: 3}\n")
-    given = ("--config", str(tmp_path / "a.yaml"))
-    assert parse(*given, "extras.small=false", "maybe=false") == parse("root=x")
-    both = parse(*given, "extras.small=true", "extras.deep=true", "maybe=true")
-    assert both.extras == {"small": {"name": "small", "width": 3, "rate": 1e-4}, "deep": {"name": "deep", "depth": 2}}
-    assert both.maybe == Optim()
-
-
-def test_values_out_of_range_are_refused() -> None:
-    assert parse("root=x", "kind=bf16", "share=0.5").kind == "bf16"
-    for word, said in (
-        ("kind=no", "kind got 'no'; expected none or bf16"),
-        ("share=1.5", "share got 1.5; expected a value 0 to 1"),
-        ("share=nan", "share got nan; expected a value 0 to 1"),
-        ("encoder.width=0", "encoder.width got 0; expected a value >= 1"),
-    ):
-        with pytest.raises(UserError) as caught:
-            parse("root=x", word)
-        assert str(caught.value) == said
-
-
-def test_help_shows_flags_types_and_defaults_and_the_options_of_a_part(capsys: pytest.CaptureFixture) -> None:
-    def helped(*words: str) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            parse("--help", *words, aliases={"lr": "optim.lr", "slow": lambda value: []}, about="A job.")
-        assert stopped.value.code == 0
-        return " ".join(capsys.readouterr().out.split())
-
-    whole = helped()
-    assert whole.startswith("A job.") and "optim.lr, --lr (float; default 0.0001) learning rate" in whole
-    assert "kind, --kind (none | bf16; default none)" in whole and "share, --share (float 0 to 1; default 0.0)" in whole
-    assert "root, --root (str; required) images" in whole and "encoder, --encoder (part: small, deep;" in whole
-    assert "encoder.width" not in whole and "encoder.width (int >= 1; default 3) width" in helped("encoder=small")
-    assert "extras.deep extras.deep.depth (int; default 2)" in helped("extras") and "betas" in helped("optim")
-    with pytest.raises(UserError, match=r"'encodr' \(did you mean 'encoder'\?\)"):
-        helped("encodr")
-
-
 def test_build_gives_the_part_its_config() -> None:
     assert config.build(HERE, parse("root=x").encoder).settings.width == 5
 
@@ -165,10 +103,6 @@ def test_build_gives_the_part_its_config() -> None:
         (["root=x", "encoder.name=smal"], "(did you mean 'small'?)"),
         (["root=x", "extras.depp={}"], "(did you mean 'deep'?)"),
         (["root=x", "optim=3"], "expected a mapping"),
-        (["root=x", "steps=1.5"], "key 'steps' got 1.5; expected int or null"),
-        (["root=x", "betas=3"], "unknown key 'betas'"),
-        (["root=x", "optim.betas=3"], "key 'optim.betas' got '3'; expected list of float"),
-        (["root="], "key 'root' got None; expected str"),
         ([], "'root' is not set (images)"),
         (["root"], "expected --flag VALUE or key=value"),
         (["--config", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
@@ -200,3 +134,104 @@ def test_a_job_turns_a_mistake_into_exit_code_two(capsys: pytest.CaptureFixture)
         config.main(lambda: parse("--rot", "x"))
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: unknown flag")
+
+
+@dataclass
+class Texts:
+    out: str = opt("x", "a folder")
+    maybe: str | None = opt(None, "text or nothing")
+    several: list[str] = opt([], "texts")
+    count: int = opt(1, "a number", low=1, high=9)
+    rate: float = opt(1e-3, "a rate", low=0)
+    kind: str = opt("one", "a choice", choices=("one", "two", "none"))
+
+
+@pytest.mark.parametrize("text", ["0042", "83e1204", "2e5", "1_000", "20:15", "1e3", "007", "true", "2026-11-28"])
+def test_text_options_keep_what_was_written(tmp_path, text):
+    for words in (["--out", text], [f"out={text}"], [f"--out={text}"]):
+        assert config.parse(Texts, words).out == text
+    assert config.parse(Texts, [f"maybe={text}", f"several=[{text},b]"]).several == [text, "b"]
+    (tmp_path / "c.yaml").write_text(f"out: {text}\nmaybe: {text}\nseveral: [{text}]\n")
+    found = config.parse(Texts, ["--config", str(tmp_path / "c.yaml")])
+    assert (found.out, found.maybe, found.several) == (text, text, [text])
+    assert config.parse(Texts, ["maybe=null"]).maybe is None
+
+
+def test_numbers_are_numbers_in_every_spelling(tmp_path):
+    (tmp_path / "c.yaml").write_text("rate: 1e-4\ncount: 0x5\n")
+    found = config.parse(Texts, ["--config", str(tmp_path / "c.yaml")])
+    assert (found.rate, found.count) == (1e-4, 5)
+    assert config.parse(Texts, ["rate=1.5E-3"]).rate == 1.5e-3
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "c.yaml").write_text("maybe: ~/a\nseveral: [~/b]\n")
+    found = config.parse(Texts, ["--config", str(tmp_path / "c.yaml"), "--out=~/c"])
+    assert (found.out, found.maybe, found.several) == ("/home/me/c", "/home/me/a", ["/home/me/b"])
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("count=0", "count got 0; expected 1 to 9"), ("rate=-1", "rate got -1.0; expected at least 0"),
+    ("kind=three", "kind got 'three'; expected one, two or none"),
+])  # fmt: skip
+def test_values_out_of_range_are_refused(word, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        config.parse(Texts, [word])
+
+
+def test_a_part_is_switched_off_by_false_and_on_by_true():
+    from tokenizer.config import TrainConfig
+
+    words = ["data.root=x", "run.out=y", "run.steps=1"]
+    found = config.parse(TrainConfig, [*words, "regularizers.cross_length=true", "losses.perceptual=false"])
+    assert found.regularizers["cross_length"]["min_tokens"] == 1 and set(found.losses) == {"recon"}
+    assert config.parse(TrainConfig, [*words, "regularizers.cross_length=false"]).regularizers == {}
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "out/a.png"), "'out/a.png': No space left on device; free space"),
+        (NotADirectoryError(20, "Not a directory", "file/s"), "'file/s': Not a directory; "),
+        (PermissionError(13, "Permission denied", "/root"), "'/root': Permission denied; "),
+        (OSError("truncated"), "truncated; "),
+        (RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file"), "free"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "free space"),
+        (RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx"), "--compile"),
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable."), "--compile"),
+        (UserError("a sentence"), "a sentence"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line_and_code_2(
+    error: Exception, said: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with pytest.raises(SystemExit) as stopped:
+        config.main(job)
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2 and printed.startswith("error: ") and said in printed and printed.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_though_open_files_fail_again_when_they_are_closed(tmp_path: Path) -> None:
+    job = f"""
+import numpy, resource
+from common import config
+from common.npz import NpzWriter
+def job():
+    writer = NpzWriter({str(tmp_path / "a.npz")!r}, 8, (64, 64))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+    writer.write(numpy.zeros((8, 64, 64, 3), numpy.uint8))
+config.main(job)
+"""
+    done = subprocess.run([sys.executable, "-c", job], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    def job() -> None:
+        raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        config.main(job)

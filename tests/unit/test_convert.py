@@ -160,7 +160,7 @@ def test_a_hub_id_is_fetched_into_the_cache(tmp_path, monkeypatch):
         asked.append((repo_id, name))
         return str(tmp_path / "snapshot" / name)
 
-    monkeypatch.setattr("common.hub.hf_hub_download", download)
+    monkeypatch.setattr("common.download.hf_hub_download", download)
     same(tokenizer.load("someone/vq"), make("cnn"))
     same(Tokenizer.from_pretrained(str(tmp_path / "snapshot")), make("cnn"))
     assert asked == [("someone/vq", "config.json"), ("someone/vq", "model.safetensors")]

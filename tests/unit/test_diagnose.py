@@ -27,7 +27,7 @@ def test_entropy_use_and_gains_of_a_known_sequence() -> None:
     usage = CodeUsage(4, 8)
     spread, half, idle = torch.arange(16) % 8, torch.arange(16) % 2, torch.zeros(16, dtype=torch.int64)
     usage.update(torch.stack([spread, spread, half, idle], dim=1))
-    found = diagnose.summarise({"mse": [0.8, 0.4, 0.3]}, [1, 2, 4], usage)
+    found = job.summarise({"mse": [0.8, 0.4, 0.3]}, [1, 2, 4], usage)
     assert found["images"] == 16
     assert found["positions"]["entropy"] == pytest.approx([1, 1, math.log(2) / math.log(8), 0])
     assert found["positions"]["usage"] == [1, 1, 0.25, 0.125]
@@ -35,7 +35,7 @@ def test_entropy_use_and_gains_of_a_known_sequence() -> None:
     assert found["summary"]["tail_entropy"] == pytest.approx(1 / 6)
     assert found["summary"]["tail_usage"] == pytest.approx(0.1875)
     assert found["summary"]["tail_gain_mse"] == pytest.approx(0.25)
-    lines = diagnose.table(found).splitlines()
+    lines = job.table(found).splitlines()
     assert lines[0] == "| position | codebook use | entropy | mse | gain mse |" and len(lines) == 2 + 4
     assert lines[5] == "| 4 | 0.125 | 0.000 | 0.30000 | 5.00e-02 |"
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((32, 32)).save(root / "images" / f"{index}.png")
     for kind in ("hybrid_1d", "hybrid_2d"):
-        model = make(kind, init="released")
+        model = make(kind)
         settings = {"model": dataclasses.asdict(model.config)}
         checkpoint.save(root / kind, 1, {"model": model.state_dict()}, {}, settings)
     return root
@@ -69,7 +69,7 @@ def test_any_tokenizer_is_diagnosed(folder: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "1d/positions.png").size[0] > 500
     grid = diagnose(folder, "hybrid_2d", tmp_path / "2d")
     assert grid["prefixes"]["num_tokens"] == [16] and "tail_gain_mse" not in grid["summary"]
-    for words, said in ((("--every", "17"), "expected 1 to 16"), (("--frechet", "fid"), "known: fd_efficientnet")):
+    for words, said in ((("--every", "17"), "expected 1 to 16"), (("--frechet", "fid"), "expected fd_efficientnet")):
         with pytest.raises(UserError, match=said):
             diagnose(folder, "hybrid_1d", tmp_path / "x", *words)
 

@@ -64,7 +64,7 @@ def test_a_failed_stage_stops_the_rest(tmp_path):
 def test_memory_and_status_of_a_real_process(tmp_path):
     assert quickstart._spend(["studies.photos", "--no-such-flag"])[0] == 2
     # In a process of its own, as the quickstart runs it: a child's peak includes its parent's memory at the fork.
-    code = "from evaluations import quickstart; print(*quickstart._spend(['studies.photos', '--help']))"
+    code = "from studies import quickstart; print(*quickstart._spend(['studies.photos', '--help']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=quickstart.ROOT, capture_output=True, text=True, check=True)
     status, gigabytes = done.stdout.splitlines()[-1].split()
     assert status == "0" and 0.005 < float(gigabytes) < 1

@@ -56,7 +56,6 @@ def results(tmp_path: Path) -> Path:
     write(root / "stages.json", {"seconds": {"tokenizer": 300.0, "generator": 120.0}, "peak_rss_gb": 2.5})
     log(root / "tokenizer", [{"train/loss": 1.0, "train/loss_recon": 0.5}, {"val/psnr_4": 12.0}])
     log(root / "gpt", [{"train/loss": 6.9}, {"val/loss": 6.8}])
-    log(root / "decoder", [{"train/loss": 0.9, "train/loss_recon": 0.4}])
     return root
 
 

@@ -1,4 +1,4 @@
-"""Pixels, crops and the one .npz writer."""
+"""Pixels, files, crops and the .npz writer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common import npz
 from common.errors import UserError
@@ -68,3 +68,23 @@ def test_png_is_exact_and_greys_become_rgb(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), pixels)
     Image.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.png")
     assert np.asarray(read_image(tmp_path / "grey.png")).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_photographs_are_turned_as_their_exif_orientation_says(tmp_path: Path, kind: str, orientation: int) -> None:
+    pixels = np.kron(np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "x", kind, exif=exif)
+    with Image.open(tmp_path / "x") as shown:
+        expected = np.asarray(ImageOps.exif_transpose(shown).convert("RGB"))
+    assert expected.shape[:2] == ((32, 48) if orientation < 5 else (48, 32))
+    assert np.array_equal(np.asarray(read_image(tmp_path / "x")), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01"])
+def test_a_damaged_exif_block_is_ignored(tmp_path: Path, exif: bytes) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "x.jpg", exif=exif)
+    assert read_image(tmp_path / "x.jpg").size == (8, 6)

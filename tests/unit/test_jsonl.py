@@ -39,5 +39,5 @@ def test_damage_is_named(tmp_path: Path, line: object, size: int | None, message
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file with tokens"):
+    with pytest.raises(UserError, match="not a file with tokens"):
         TokenLines(tmp_path / "x.jsonl", 9)

@@ -180,14 +180,31 @@ def test_lars_takes_the_papers_steps() -> None:
 def test_what_does_not_fit_is_one_sentence(made: Path, tmp_path: Path) -> None:
     cnn = toys.save_tokenizer(tmp_path / "cnn", **CONVOLUTIONAL)
     rar = toys.save_generator(tmp_path / "rar", name="rar")
+    toys.write_images(tmp_path / "held_out")
+    (tmp_path / "held_out/cat").rename(tmp_path / "held_out/dog")
     for words, message in (
         (["data_path=null"], "images to train on"), (["--num-code", 17], "1 to 16"), (["features=odd"], "fix_dim"),
         (["--lin-probe-ckpt", tmp_path], "add --eval"), (["--vq-ckpt", cnn], "--fix-dim"),
         (["--gpt-ckpt", rar], "RAR offers none"), (["--gpt-ckpt", made / "gpt", "--n-layer", 3], "2 blocks"),
-        (["--val-path", made / "held_out/apple", "--epochs", 1], "other classes"),
+        (["--val-path", tmp_path / "held_out", "--epochs", 1], "dog"),
     ):
         with pytest.raises(UserError, match=message):
             linear_probe.run(settings(made, tmp_path / "out", *words))
+
+
+def test_images_of_some_classes_keep_their_numbers(made: Path, tmp_path: Path) -> None:
+    """The accuracy on all classes is that on one of them and that on the others, together."""
+    learns = ["--epochs", 40, "--lr", 10]
+    whole = linear_probe.run(settings(made, tmp_path / "out", *learns))
+    toys.write_images(tmp_path / "held_out", counts=(2, 1, 4))
+    found = []
+    for keep in ({"apple"}, {"bird", "cat"}):
+        part = tmp_path / "-".join(sorted(keep))
+        part.mkdir()
+        for name in keep:
+            (tmp_path / "held_out" / name).rename(part / name)
+        found.append(linear_probe.run(settings(made, tmp_path / "out", *learns, "--val-path", part)))
+    assert sum(each["correct"] for each in found) == whole["correct"] and whole["correct"] >= 5
 
 
 def test_another_probe_is_not_resumed(made: Path, tmp_path: Path) -> None:

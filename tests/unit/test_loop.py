@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import checkpoint, loop, numerics
+from common import checkpoint, loop, numerics, optim
 from common.dist import World
 from common.errors import UserError
 from common.options import LogConfig, RunConfig
@@ -53,7 +53,7 @@ class Toy:
 
     def load(self, weights: Any, state: dict[str, Any]) -> None:
         checkpoint.load_into(self.model, weights("model"), "model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
 
     def validate(self) -> dict[str, float]:
         return {"val/bias": self.model.bias.item()}

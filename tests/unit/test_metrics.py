@@ -5,9 +5,9 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from evaluations.c2i.evaluator import inception_score
 from evaluations.metrics import linear_classifier
 from evaluations.metrics.frechet import Gaussian, Moments, fit, frechet_distance
-from evaluations.metrics.inception_score import inception_score
 from evaluations.metrics.precision_recall import precision_recall
 from evaluations.metrics.psnr import psnr
 from evaluations.metrics.ssim import ssim
@@ -75,9 +75,7 @@ def test_inception_score_of_known_tables():
     assert inception_score(np.full((40, 10), 0.1)) == pytest.approx(1)
     assert inception_score(np.eye(10)[np.arange(100) % 10]) == pytest.approx(10)
     sorted_by_class = np.eye(10)[np.arange(100) // 10]
-    assert inception_score(sorted_by_class, split_size=10) == pytest.approx(1)  # the order matters
-    with pytest.raises(ValueError, match="at least one"):
-        inception_score(np.zeros((0, 10)))
+    assert inception_score(sorted_by_class, split=10) == pytest.approx(1)  # the order matters
 
 
 def test_precision_and_recall_count_what_falls_into_the_balls():
@@ -94,6 +92,20 @@ def test_precision_and_recall_do_not_depend_on_the_block_size(exact):
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=(90, 16)).astype(np.float32), rng.normal(size=(70, 16)).astype(np.float32) + 0.3
     assert precision_recall(a, b, exact=exact, block=17) == precision_recall(a, b, exact=exact)
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+@pytest.mark.parametrize("scale", [1.0, 300.0])  # at 300 half-precision distances overflow
+@pytest.mark.parametrize("exact", [True, False])
+def test_precision_and_recall_equal_brute_force(exact, scale, block):
+    """Small integers have the same distances in every precision."""
+    rng = np.random.default_rng(4)
+    a, b = (scale * rng.integers(0, 4, (size, 6)).astype(np.float32) for size in (40, 23))
+    apart = ((a[:, None] - b[None]) ** 2).sum(axis=2)
+    radii_a, radii_b = (np.sort(((x[:, None] - x[None]) ** 2).sum(axis=2), axis=1)[:, 3] for x in (a, b))
+    found = precision_recall(a, b, exact=exact, block=block)
+    assert found.precision == (apart <= radii_a[:, None]).any(axis=0).mean()
+    assert found.recall == (apart <= radii_b[None, :]).any(axis=1).mean()
 
 
 def test_precision_and_recall_need_enough_images():

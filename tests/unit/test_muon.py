@@ -68,7 +68,7 @@ def test_a_resumed_run_repeats_the_whole_one() -> None:
         step(first, optimizer, number)
     second, again = made()
     second.load_state_dict(first.state_dict())
-    again.load_state_dict(optimizer.state_dict())
+    optim.restore(again, optimizer.state_dict())
     for number in range(3, 6):
         step(second, again, number)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))

@@ -20,13 +20,14 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer, View
 
 NAME = "fd_efficientnet_lite2"
-CNN = {"channels": 16, "multipliers": [1, 1], "blocks": 1, "norm": "none", "patch": 2}
+CNN = {"channels": 16, "multipliers": [1, 1], "patch": 2}
 VIT = {"width": 32, "layers": 1, "heads": 2}
 MODEL = {
-    "image_size": 16, "z_channels": 32, "init": "fan_in", "layout": {"num_tokens": 16, "redundant": 8},
-    "encoder": {"name": "hybrid_1d", "cnn": CNN, "transformer": VIT},
+    "image_size": 16, "z_channels": 32, "layout": {"num_tokens": 16, "redundant": 8},
+    "encoder": {"name": "tokenizer.tiny:Tiny1dEncoder", "cnn": CNN, "transformer": VIT},
     "decoder": {
-        "name": "hybrid_1d", "cnn": {**CNN, "adaptive_norm": False}, "transformer": VIT, "semantic_head": None,
+        "name": "tokenizer.tiny:Tiny1dDecoder", "cnn": {**CNN, "adaptive_norm": False}, "transformer": VIT,
+        "semantic_head": None,
     },
     "quantizer": {"name": "vq", "codebook_size": 32},
 }
@@ -164,8 +165,8 @@ def test_the_pool_of_all_codes_makes_them_uniform() -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("--deltas", "[33]"), "deltas holds"), (("--alphas", "[1.5]"), "alphas holds"), (("--alphas", "[]"), "nothing"),
-    (("--num-tokens", "[17]"), "num-tokens holds"), (("--neighbours", "pixel"), "latent or code"),
+    (("--deltas", "[33]"), "deltas got"), (("--alphas", "[1.5]"), "alphas got"), (("--alphas", "[]"), "nothing"),
+    (("--num-tokens", "[17]"), "num-tokens got"), (("--neighbours", "pixel"), "latent or code"),
     (("--frechet", "null"), "nothing to measure"),
 ])  # fmt: skip
 def test_mistakes_are_named(made: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:

@@ -27,7 +27,6 @@ from autoregressive.paper_flags import PAIRS_FLAGS
 from common import checkpoint, config
 from common.config import build
 from common.errors import UserError
-from common.networks.efficientnet_lite import EfficientNetLite
 from common.pairs import PairFolder, PairWriter
 from tokenizer import train as training
 from tokenizer.config import TokenizerConfig, TrainConfig
@@ -36,15 +35,15 @@ from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
 
 ROOT = Path(__file__).parents[2]
-CNN = {"channels": 16, "multipliers": [1, 1], "blocks": 1, "norm": "none"}
+CNN = {"channels": 16, "multipliers": [1, 1], "patch": 2}
 VIT = {"width": 32, "layers": 1, "heads": 2}
 PAPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "retok_gpt": (
         {
             "z_channels": 32, "layout": {"num_tokens": 16, "redundant": 8},
-            "encoder": {"name": "hybrid_1d", "cnn": {**CNN, "patch": 2}, "transformer": VIT},
+            "encoder": {"name": "tokenizer.tiny:Tiny1dEncoder", "cnn": CNN, "transformer": VIT},
             "decoder": {
-                "name": "hybrid_1d", "cnn": {**CNN, "patch": 2, "adaptive_norm": False}, "transformer": VIT,
+                "name": "tokenizer.tiny:Tiny1dDecoder", "cnn": {**CNN, "adaptive_norm": False}, "transformer": VIT,
                 "semantic_head": None,
             },
         },
@@ -52,9 +51,9 @@ PAPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "llamagen_gpt": (
         {
-            "z_channels": 16, "encoder": {"name": "cnn", **CNN, "multipliers": [1, 1, 1]},
+            "z_channels": 16, "encoder": {"name": "tokenizer.tiny:TinyCnnEncoder", **CNN},
             "decoder": {
-                "name": "cnn", **CNN, "multipliers": [1, 1, 1], "adaptive_norm": False, "depth_to_space": False,
+                "name": "tokenizer.tiny:TinyCnnDecoder", **CNN, "adaptive_norm": False, "depth_to_space": False,
             },
         },
         {"name": "gpt", "size": "tiny", "positions": "rope2d"},
@@ -84,7 +83,7 @@ def write_images(folder: Path, classes: int, count: int, side: int = 16) -> None
 
 
 def write_tokenizer(folder: Path, paper: str, seed: int = 0) -> None:
-    own = {"image_size": 16, "init": "fan_in", "quantizer": {"name": "vq", "codebook_size": 32}, **PAPERS[paper][0]}
+    own = {"image_size": 16, "quantizer": {"name": "vq", "codebook_size": 32}, **PAPERS[paper][0]}
     settings = config.resolve(TokenizerConfig, own, where="model")
     torch.manual_seed(seed)
     model = Tokenizer(settings)
@@ -260,53 +259,6 @@ def test_the_loss_compares_the_decoded_pair_with_the_real_image(made: Path, tmp_
     lines = [json.loads(line) for line in (tmp_path / "post/metrics.jsonl").read_text().splitlines()]
     assert lines[0]["train/loss_recon"] == pytest.approx(float((decoded - real).square().mean()), rel=1e-4)
     assert not [key for key in lines[0] if key.startswith(("train/loss_vq", "train/loss_commit"))]
-
-
-def test_unpaired_codes_are_for_the_distribution_alone(made: Path, tmp_path: Path) -> None:
-    data = pairs(made, tmp_path / "pairs", "--sigma", 0)
-    perceptual = "losses.perceptual={name: efficientnet_lite0, weight: 0.5, strides: [8], size: 32, frechet: 0.1}"
-    words = (perceptual, "data.unpaired=true", "--lr", 0, "--global-batch-size", 40, "--log-every", 1)
-    found = train(made, tmp_path / "post", tmp_path / "pairs", *words)
-    model, batch = tokenizers.load(made / "vq"), [data[index] for index in range(40)]
-    real = torch.from_numpy(np.stack([item["pixels"] for item in batch])).permute(0, 3, 1, 2) / 127.5 - 1
-    lines = [json.loads(line) for line in (tmp_path / "post/metrics.jsonl").read_text().splitlines()]
-    error = (model.decode(model.encode(real)) - real).square().mean()
-    assert lines[0]["train/loss_recon"] == pytest.approx(float(error), rel=1e-4)
-    assert "train/loss_perceptual_frechet" in lines[0]
-    gathered = torch.cat(checkpoint.read_state(found)["losses"]["perceptual"]["_extra_state"]["first"], dim=1)
-    assert gathered.shape[:2] == (2, 2 * 40)
-    network = EfficientNetLite("lite0", 32)
-    drawn = model.decode(torch.from_numpy(np.stack([item["codes"] for item in batch])))
-    for features, images in zip(gathered, (real, drawn), strict=True):
-        expected = network.pooled(images).mean(dim=0)
-        torch.testing.assert_close(features.mean(dim=0), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_own_codes_in_every_second_step_count_twice(made: Path, tmp_path: Path) -> None:
-    pairs(made, tmp_path / "pairs", "--sigma", 0)
-    perceptual = "losses.perceptual={name: efficientnet_lite0, weight: 0.5, strides: [8], size: 32, frechet: 0.1}"
-    steps = []
-    for every in (1, 2):
-        words = (perceptual, "data.unpaired=true", f"data.own_every={every}", "--lr", 0, "--log-every", 1)
-        train(made, tmp_path / f"{every}", tmp_path / "pairs", *words)
-        lines = (tmp_path / f"{every}/metrics.jsonl").read_text().splitlines()
-        steps.append([json.loads(line) for line in lines])
-    (always, also), (first, second) = steps
-    for key in ("train/loss_recon", "train/loss_perceptual"):
-        assert first[key] == pytest.approx(2 * always[key]) and key in also and key not in second
-    assert "train/loss_perceptual_frechet" in first and "train/loss_perceptual_frechet" in second
-
-
-def test_unpaired_codes_without_a_use_are_refused(made: Path, tmp_path: Path) -> None:
-    pairs(made, tmp_path / "pairs", "--sigma", 0, "--num-samples", 8)
-    for words, message in (
-        (("data.unpaired=true",), "none has it"),
-        (("data.unpaired=true", "data.pairs=null"), "there are none"),
-        (("data.own_every=2",), "own_every is 2"),
-    ):
-        with pytest.raises(UserError, match=message):
-            train(made, tmp_path / "never", tmp_path / "pairs", *words)
-    assert not (tmp_path / "never").exists()
 
 
 def test_pairs_of_another_tokenizer_and_open_encoders_are_refused(made: Path, tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from copy import deepcopy
+
 import pytest
 import torch
+import torch.nn.functional as F
 
+from common import dist
 from common.config import build
 from common.errors import UserError
 from tests.unit.test_tokenizer import images, make
-from tokenizer.quantizers import QUANTIZERS
+from tokenizer.quantizers import QUANTIZERS, base
 from tokenizer.quantizers.base import Quantizer
 from tokenizer.quantizers.kl import DiagonalGaussian
 
@@ -142,3 +147,139 @@ def test_a_continuous_tokenizer_says_that_it_has_no_codes() -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=r"continuous \(quantizer kl\).*model\.quantizer"):
             ask()
+
+
+# ----------------------------------------------------------------------------------------------- codebook refresh
+
+WITH_REFRESH = ("vq", "vq_hits")
+TAKEN, SKIPPED = torch.zeros(()), torch.ones(())  # whether the optimizer step was skipped
+
+
+def zipf_steps(table: torch.Tensor, alive: int, count: int = 10, images: int = 8) -> list[torch.Tensor]:
+    """Latents (images,4,8,8) of several steps, at the first `alive` rows of `table`, at frequencies like 1 / rank.
+
+    Rare codes are missing in most steps, and every one of them occurs in some step.
+    """
+    draws = torch.Generator().manual_seed(3)
+    frequencies = 1.0 / torch.arange(1, alive + 1)
+    codes = torch.multinomial(frequencies, count * images * 64, replacement=True, generator=draws)
+    assert len(codes.unique()) == alive
+    per_step = codes.view(count, -1)
+    assert min(len(step.unique()) for step in per_step) < 0.9 * alive
+    rows = table[codes] + 0.01 * torch.randn(len(codes), 4, generator=draws)
+    return list(rows.view(count, images, 8, 8, 4).permute(0, 1, 4, 2, 3))
+
+
+def trained(
+    quantizer: Quantizer, steps: list[torch.Tensor], learn: bool = False
+) -> tuple[Quantizer, torch.optim.Optimizer]:
+    """Takes these steps as a trainer does; returns the quantizer's weight average and its optimizer."""
+    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=1e-3, weight_decay=0.0)
+    average = deepcopy(quantizer).eval()
+    for step, latents in enumerate(steps):
+        quantizer.step = step
+        losses = quantizer(latents).losses
+        if learn:
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+        quantizer.refresh(optimizer, average, TAKEN)
+    return average, optimizer
+
+
+def refreshing(name: str, **changes: object) -> Quantizer:
+    quantizer = small(name, codebook_size=128, refresh_every=10, **changes).train()
+    with torch.no_grad():  # codes far apart, so that it is known which latents choose which
+        quantizer.embedding.weight.copy_(F.normalize(torch.randn(128, 4), dim=1))
+    return quantizer
+
+
+@pytest.mark.parametrize("name", WITH_REFRESH)
+def test_refresh_moves_the_codes_of_no_recent_step_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "USAGE_WINDOW", 8 * 64)  # as in real training, the window is a step long
+    quantizer = refreshing(name)
+    start = quantizer.embedding.weight.detach().clone()
+    steps = zipf_steps(start[:96], alive=96)
+    chosen = torch.cat([quantizer.eval()(latents).codes.flatten() for latents in steps]).unique()
+    trained(quantizer.train(), steps)
+    moved = (quantizer.embedding.weight != start).any(dim=1)
+    assert not moved[chosen].any() and moved.sum() == 128 - len(chosen) > 20
+    new = quantizer.embedding.weight[moved]
+    of_the_step = (new[:, None] == quantizer.rows(steps[-1])).all(dim=2)
+    assert of_the_step.any(dim=1).all()
+    assert torch.pdist(new).min() > 1e-4  # each onto another
+
+
+def test_a_refreshed_code_takes_its_average_along_and_leaves_its_moments() -> None:
+    quantizer = refreshing("vq")
+    start = quantizer.embedding.weight.detach().clone()
+    average, optimizer = trained(quantizer, zipf_steps(start, alive=128), learn=True)  # all codes have moments
+    before = quantizer.embedding.weight.detach().clone()
+    steps = [torch.full((2, 4, 8, 8), 0.1) + 0.01 * torch.randn(2, 4, 8, 8) for _ in range(10)]
+    for step, latents in enumerate(steps, start=10):
+        quantizer.step = step
+        quantizer(latents)
+        quantizer.refresh(optimizer, average, TAKEN)
+    moved = (quantizer.embedding.weight != before).any(dim=1)
+    assert moved.sum() > 100
+    assert torch.equal(average.embedding.weight[moved], quantizer.embedding.weight[moved])
+    moments = optimizer.state[quantizer.embedding.weight]
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert (moments[name][moved] == 0).all() and (moments[name][~moved] != 0).any()
+
+
+def test_a_skipped_step_refreshes_nothing() -> None:
+    quantizer = refreshing("vq")
+    optimizer, start = torch.optim.AdamW(quantizer.parameters()), quantizer.embedding.weight.detach().clone()
+    quantizer.step = 9
+    quantizer(torch.full((1, 4, 2, 2), torch.nan))
+    quantizer.refresh(optimizer, None, SKIPPED)
+    assert torch.equal(quantizer.embedding.weight, start) and not quantizer.candidates
+
+
+def test_a_refresh_is_the_same_for_one_process_and_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = refreshing("vq")
+    halves = [deepcopy(whole), deepcopy(whole)]
+    steps = zipf_steps(whole.embedding.weight.detach()[:90], alive=90)
+    trained(whole, steps)
+    met, given, rank = threading.Barrier(2), [None, None], threading.local()
+
+    def all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
+        given[rank.number] = tensor
+        met.wait()
+        gathered = list(given)
+        met.wait()
+        return gathered
+
+    def run(number: int) -> None:
+        rank.number = number
+        trained(halves[number], [latents.chunk(2)[number] for latents in steps])
+
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for half in halves:
+        torch.testing.assert_close(half.embedding.weight, whole.embedding.weight, rtol=0, atol=1e-6)
+
+
+def test_a_resumed_run_refreshes_as_an_uninterrupted_one() -> None:
+    through = refreshing("vq")
+    steps = zipf_steps(through.embedding.weight.detach()[:96], alive=96)
+    resumed, optimizer = deepcopy(through), torch.optim.AdamW(through.parameters())
+    state = {}
+    for step, latents in enumerate(steps):
+        through.step = step
+        through(latents)
+        through.refresh(optimizer, None, TAKEN)
+        if step == 4:
+            state = deepcopy(through.refresh_state())
+    resumed.load_refresh_state(state)
+    for step, latents in enumerate(steps[5:], start=5):
+        resumed.step = step
+        resumed(latents)
+        resumed.refresh(optimizer, None, TAKEN)
+    assert torch.equal(through.embedding.weight, resumed.embedding.weight)
+    assert "chosen" not in through.state_dict()  # checkpoints keep the released keys

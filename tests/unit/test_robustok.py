@@ -14,6 +14,7 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+import tokenizer
 from common.config import parse
 from common.dist import World
 from common.errors import UserError
@@ -26,6 +27,7 @@ from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.pretrained import check_teacher, start_from
 from tokenizer.quantizers.perturbation import anneal
+from tokenizer.released import write_released
 from tokenizer.train import TokenizerTrainee
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +140,18 @@ def test_vits_start_from_a_backbone_resampled_to_their_patches_and_grid(backbone
     assert torch.corrcoef(torch.stack(seen))[0, 1] > 0.99
 
 
+def test_encoder_and_decoder_may_have_different_widths(tmp_path: Path) -> None:
+    wide = {**SMALL["dino_vit"]["decoder"], "width": 128, "heads": 2, "layers": 2}
+    model = make("dino_vit", decoder=wide)
+    assert model.quant_conv.in_channels == 64 and model.post_quant_conv.out_channels == 128
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    decoded = model.decode(model.encode(images))
+    assert decoded.shape == images.shape
+    write_released(model, tmp_path / "released.pt")
+    again = tokenizer.load(tmp_path / "released.pt")
+    torch.testing.assert_close(again.decode(again.encode(images)), decoded, rtol=0, atol=1e-5)
+
+
 def test_a_backbone_that_is_missing_or_does_not_fit_says_what_to_do(
     backbone: BackboneConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -147,7 +161,7 @@ def test_a_backbone_that_is_missing_or_does_not_fit_says_what_to_do(
     for config, said in (
         (BackboneConfig(parts=["encoder"]), "hf download timm/vit_base_patch14_dinov2.lvd142m.*backbone=null"),
         (BackboneConfig("small_vit", str(tmp_path / "none.pt")), "none.pt"),
-        (BackboneConfig("small_vit", backbone.weights, ["quantizer"]), "quantizer, which is no dino_vit"),
+        (BackboneConfig("small_vit", backbone.weights, ["quantizer"]), "quantizer, which is not a dino_vit"),
     ):
         with pytest.raises(UserError, match=said):
             start_from(model, config)
@@ -241,7 +255,7 @@ def test_groups_and_scales_train_and_decode_from_codes(words: tuple[str, ...], n
     quantized = model.quantizer(model.latents(images)[0])
     assert quantized.vectors.shape == (4, width, 8, 8)
     torch.testing.assert_close(model.vectors(codes), quantized.vectors, rtol=1e-4, atol=1e-5)
-    moved = trainee.plan(4, 0).perturbation
+    moved = trainee.regularizers[1].draw(trainee.plan(4, 0))
     moved.chosen = torch.tensor([True, False, True, False])
     out = model.quantizer.perturb(model.latents(images)[0], quantized, moved)
     changed = (out - quantized.vectors).abs().amax(dim=(2, 3)) > 1e-3
@@ -269,7 +283,7 @@ def test_finer_scales_bring_the_sum_nearer_when_they_are_fitted() -> None:
 def test_dropped_scales_add_nothing_and_are_not_guided() -> None:
     words = ("regularizers.codebook_drop={share: 0.5, min_scales: 2}", "regularizers.perturbation=null")
     trainee = toy(*SCALES, *words)
-    kept = torch.cat([trainee.plan(8, step).kept_scales for step in range(50)])
+    kept = torch.cat([trainee.plan(8, step).quantizer_options["kept_scales"] for step in range(50)])
     assert kept.unique().tolist() == [2, 3, 4] and (kept == 4).float().mean() == pytest.approx(0.5 + 0.5 / 3, abs=0.08)
     layer, latents = trainee.tokenizer.quantizer.eval(), torch.randn(2, 16, 8, 8)
     done = layer(latents, kept_scales=torch.tensor([2, 4]))
@@ -278,7 +292,8 @@ def test_dropped_scales_add_nothing_and_are_not_guided() -> None:
     torch.testing.assert_close(done.vectors[1], first[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(done.vectors[0], coarse[0], rtol=1e-4, atol=1e-5)
     images, plan = pixels(4).permute(0, 3, 1, 2) / 127.5 - 1, trainee.plan(4, 0)
-    plan.kept_scales = torch.tensor([4, 2, 4, 4])
+    plan.quantizer_options["kept_scales"] = torch.tensor([4, 2, 4, 4])
+    plan.kept_codes = torch.tensor([1, 0.5, 1, 1])
     losses, done = trainee.generator_losses(images, plan)
     rows = done.extra["contrastive_last"], done.quantized.vectors.mean(dim=(2, 3))
     expected = 0.1 * contrastive_loss(*(x[[0, 2, 3]] for x in rows))
@@ -325,7 +340,7 @@ def test_adapters_train_beside_a_frozen_body_and_are_saved_as_an_ordinary_tokeni
     again.load(files.__getitem__, deepcopy(trainee.state()))
     assert all(torch.equal(value, again.weights()["ema"][name]) for name, value in files["ema"].items())
     for one in (trainee, again):
-        one.training_pass.train()
+        one.trained.train()
         one.step({"pixels": pixels(4)}, 2)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.tokenizer.state_dict().items())
     for words, said in (("lora={quantizer: 4}", "expected encoder or decoder"), ("lora={encoder: 0}", "rank >= 1")):

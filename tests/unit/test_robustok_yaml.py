@@ -126,13 +126,21 @@ def test_what_is_optional_there_is_a_part_here(tmp_path: Path) -> None:
     assert config.run.steps == 200 * 5004 and config.optim.lr == pytest.approx(6e-5)
 
 
+def test_encoder_and_decoder_may_have_different_widths(tmp_path: Path) -> None:
+    small = "vit_small_patch14_dinov2.lvd142m"
+    config = read(tmp_path, changed(decoder_model=small))
+    assert config.backbone.model != config.backbone.decoder_model == small
+    sizes = [(part["width"], part["heads"]) for part in (config.model.encoder, config.model.decoder)]
+    assert sizes == [(768, 12), (384, 6)] and config.model.z_channels == config.model.teacher["width"] == 768
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("codebook_sise: 8", "did you mean 'codebook_size'"),
         ("semantic_guide: clip", "semantic_guide got 'clip'.*dinov2 or none"),
         ("enc_type: cnn", "enc_type got 'cnn'"),
-        ("decoder_model: vit_small_patch14_dinov2.lvd142m", "expected one DINOv2 for both"),
+        ("decoder_model: vit_base_patch16_224", "decoder_model got .*expected vit_SIZE_patch14_dinov2"),
     ],
 )
 def test_what_is_not_built_is_refused(tmp_path: Path, line: str, said: str) -> None:

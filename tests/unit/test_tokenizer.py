@@ -8,27 +8,32 @@ import torch.nn.functional as F
 
 from common.config import build, resolve
 from common.errors import UserError
-from common.layers import attend
 from tokenizer.config import TokenizerConfig
-from tokenizer.layers.query_init import pooling
-from tokenizer.layers.resnet import AdaptiveGroupNorm, depth_to_space, space_to_depth
+from tokenizer.layers.query_init import multi_level_pooling
+from tokenizer.layers.resnet import AdaptiveGroupNorm, GroupNorm, depth_to_space, space_to_depth
 from tokenizer.layers.transformer import Attention
 from tokenizer.model import Tokenizer
 from tokenizer.quantizers.vq import VectorQuantizer, rotate
 
-CNN = {"channels": 32, "multipliers": [1, 1], "blocks": 1}
+CNN = {"channels": 32, "multipliers": [1, 1, 1, 1]}
+TINY = {"channels": 32, "multipliers": [1, 1], "patch": 4}
 WIDTHS = {"width": 32, "layers": 2, "heads": 2}
 
 
-def make(kind: str = "hybrid_1d", tokens: int = 16, redundant: int = 8, **model: object) -> Tokenizer:
+def parts(kind: str, cnn: dict[str, object]) -> dict[str, dict[str, object]]:
+    """Encoder and decoder of one kind: `hybrid_1d`, `hybrid_2d`, `cnn`, or `tokenizer.tiny:Tiny1d` or `...:TinyCnn`."""
+    sides = {side: kind + (side.capitalize() if ":" in kind else "") for side in ("encoder", "decoder")}
+    if "cnn" in kind.lower():
+        return {side: {"name": name, **cnn} for side, name in sides.items()}
+    made = {side: {"name": name, "cnn": cnn, "transformer": WIDTHS} for side, name in sides.items()}
+    return {"encoder": made["encoder"], "decoder": {**made["decoder"], "semantic_head": None}}
+
+
+def make(kind: str = "tokenizer.tiny:Tiny1d", tokens: int = 16, redundant: int = 8, **model: object) -> Tokenizer:
     torch.manual_seed(0)
-    parts = {"name": kind, "cnn": {**CNN, "patch": 4}, "transformer": WIDTHS}
-    if kind == "cnn":
-        parts = {"name": "cnn", **CNN, "patch": 4}
     config = {
         "image_size": 32, "z_channels": 32, "layout": {"num_tokens": tokens, "redundant": redundant},
-        "encoder": parts, "decoder": {**parts, **({} if kind == "cnn" else {"semantic_head": None})},
-        "quantizer": {"name": "vq", "codebook_size": 64}, "init": "fan_in",
+        **parts(kind, TINY if "tiny" in kind else CNN), "quantizer": {"name": "vq", "codebook_size": 64},
     }  # fmt: skip
     return Tokenizer(resolve(TokenizerConfig, {**config, **model})).eval()
 
@@ -37,7 +42,7 @@ def images(count: int = 3) -> torch.Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@pytest.mark.parametrize("kind", ["hybrid_1d", "hybrid_2d", "cnn"])
+@pytest.mark.parametrize("kind", ["hybrid_1d", "hybrid_2d", "cnn", "tokenizer.tiny:Tiny1d", "tokenizer.tiny:TinyCnn"])
 def test_images_to_codes_and_back(kind: str) -> None:
     model = make(kind)
     codes = model.encode(images())
@@ -46,33 +51,23 @@ def test_images_to_codes_and_back(kind: str) -> None:
     assert model.decode(codes).shape == (3, 3, 32, 32)
 
 
-def test_without_mid_those_blocks_alone_are_missing() -> None:
-    parts = {"name": "cnn", **CNN, "patch": 4, "attention": True}
-    released = make("cnn", encoder=parts, decoder=parts)
-    model = make("cnn", encoder={**parts, "mid": False}, decoder={**parts, "mid": False})
-    assert model.decode(model.encode(images())).shape == (3, 3, 32, 32)
-    missing = released.state_dict().keys() - model.state_dict().keys()
-    assert missing == {name for name in released.state_dict() if name.split(".")[1] == "mid"} != set()
-
-
-@pytest.mark.parametrize("query_init", ["first_token", "multi_level"])
-def test_a_prefix_decodes_as_if_the_rest_were_never_there(query_init: str) -> None:
-    model = make()
-    parts = model.config.decoder | {"query_init": query_init}
-    model = make(decoder=parts)
+@pytest.mark.parametrize("kind", ["hybrid_1d", "tokenizer.tiny:Tiny1d"])
+def test_a_prefix_decodes_as_if_the_rest_were_never_there(kind: str) -> None:
+    model = make(kind)
     codes = model.encode(images())
     for k in (1, 3, 8, 16):
         assert torch.allclose(model.decode(codes, k), model.decode(codes[:, :k]), atol=1e-4)
     assert not torch.allclose(model.decode(codes, 1), model.decode(codes, 16))
 
 
-@pytest.mark.parametrize("query_init", ["first_token", "multi_level"])
-def test_mixed_lengths_decode_together_as_one_by_one(query_init: str) -> None:
-    model = make(decoder=make().config.decoder | {"query_init": query_init})
+@pytest.mark.parametrize("kind", ["hybrid_1d", "tokenizer.tiny:Tiny1d"])
+def test_mixed_lengths_decode_together_as_one_by_one(kind: str) -> None:
+    model = make(kind)
     tokens = [sequence[:k] for sequence, k in zip(model.tokenize(images()), (16, 1, 5), strict=True)]
     together = model.detokenize(tokens)
     alone = torch.cat([model.detokenize([sequence]) for sequence in tokens])
-    assert torch.allclose(together, alone, atol=1e-5)
+    # The released decoder's norms enlarge rounding errors: its activations are still far below 1.
+    assert torch.allclose(together, alone, atol=1e-4 if kind == "hybrid_1d" else 1e-5)
 
 
 def test_redundant_tokens_are_encoded_but_not_shown() -> None:
@@ -90,24 +85,12 @@ def test_padding_queries_equal_their_twins_before_positions() -> None:
 
 
 def test_multi_level_cells_follow_the_worked_example() -> None:
-    pooled = pooling("multi_level", 16, 4) @ torch.arange(16.0)
+    pooled = multi_level_pooling(16, 4) @ torch.arange(16.0)
     assert pooled.tolist() == [7.5, 7.5, 6.5, 8.5, 2.5, 4.5, 10.5, 12.5, 2, 3, 4, 5, 10, 11, 12, 13]
     with pytest.raises(UserError, match="power of two"):
-        pooling("multi_level", 12, 4)
+        multi_level_pooling(12, 4)
     with pytest.raises(UserError, match="divides"):
-        pooling("multi_level", 64, 4)
-
-
-def test_haar_queries_are_an_orthonormal_basis_whose_prefixes_are_coarser_images() -> None:
-    basis = pooling("haar", 16, 4)
-    torch.testing.assert_close(basis @ basis.T, torch.eye(16))
-    image = torch.randn(4, 4)
-    coarse = ((basis[:4] @ image.flatten()) @ basis[:4]).reshape(4, 4)
-    torch.testing.assert_close(coarse, F.avg_pool2d(image[None], 2).repeat_interleave(2, 1).repeat_interleave(2, 2)[0])
-    with pytest.raises(UserError, match="multi_level"):
-        pooling("haar", 32, 4)
-    with pytest.raises(UserError, match="multi_level, haar"):
-        pooling("mean", 16, 4)
+        multi_level_pooling(64, 4)
 
 
 def test_depth_to_space_is_in_dcr_order() -> None:
@@ -133,24 +116,6 @@ def test_attention_equals_torchs() -> None:
     q, k, v = torch.randn(2, 5, 32), torch.randn(2, 7, 32), torch.randn(2, 7, 32)
     hidden = torch.arange(7)[None] >= torch.tensor([[7], [4]])
     assert torch.allclose(ours(q, k, v, hidden), theirs(q, k, v, key_padding_mask=hidden)[0], atol=1e-5)
-    q, k, v = (x.unflatten(-1, (4, 8)).transpose(1, 2) for x in (q, k, v))
-    shown = ~hidden[:, None, None]
-    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), shown).float()
-    assert torch.allclose(half, attend(q, k, v, shown), atol=3e-2)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention_written_out_equals_the_kernels(causal: bool) -> None:
-    q, k, v = torch.randn(3, 2, 4, 7, 8)
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    assert torch.equal(attend(q, k, v, causal=causal), expected)  # float32 is left to the kernel
-    torch.testing.assert_close(attend(q.double(), k.double(), v.double(), causal=causal).float(), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = attend(q, k, v, causal=causal)
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), expected, rtol=0, atol=3e-2)
-    dropped = attend(q.double(), torch.zeros_like(k).double(), torch.ones_like(v).double(), causal=causal, dropout=0.5)
-    assert dropped.std() > 0.1  # all weights are equal but for what was dropped
 
 
 def test_rotation_gives_the_code_and_a_rotated_gradient() -> None:
@@ -187,23 +152,22 @@ def test_usage_counts_the_codes_of_the_window_only() -> None:
     assert layer.usage().item() == pytest.approx(1 / 32)
 
 
-def test_refresh_brings_unused_codes_back() -> None:
-    layer = quantizer(refresh_every=2).train()
-    narrow = F.normalize(torch.randn(64, 4) * 0.05 + torch.tensor([1.0, 0, 0, 0]), dim=1).reshape(8, 8, 1, 4)
-    narrow = narrow.permute(0, 3, 1, 2)
-    before = layer(narrow).codes.unique().numel()
-    layer.step = 2
-    assert layer(narrow).codes.unique().numel() > max(before, 16)
-
-
 def test_mistakes_end_in_one_sentence() -> None:
     with pytest.raises(UserError, match=r"expects \(B,3,32,32\)"):
         make().encode(torch.zeros(1, 3, 16, 16))
     with pytest.raises(UserError, match="num_tokens=17"):
         make().decode(torch.zeros(1, 16, dtype=torch.int64), 17)
     with pytest.raises(UserError, match="do not fit"):
-        make(decoder={"name": "cnn", **CNN})
+        make("hybrid_1d", decoder={"name": "cnn", **CNN})
     with pytest.raises(UserError, match="redundant"):
         make(tokens=16, redundant=17)
     with pytest.raises(UserError, match="decodes exactly 16"):
         make("hybrid_2d").decode(torch.zeros(1, 8, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("channels", [32, 128])
+def test_the_norm_of_a_channels_last_map_is_as_accurate_as_a_contiguous_ones(channels: int) -> None:
+    x, layer = 100 + torch.randn(1, channels, 8, 8), GroupNorm(channels)
+    expected = F.group_norm(x.double(), 32, eps=1e-6).float()
+    for given in (x, x.to(memory_format=torch.channels_last)):
+        torch.testing.assert_close(layer(given), expected, rtol=0, atol=1e-4)

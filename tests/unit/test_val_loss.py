@@ -60,6 +60,16 @@ def test_the_batch_size_does_not_weigh(made: Path, tmp_path: Path, size: int) ->
     assert found["perplexity"] == pytest.approx(np.exp(found["loss"])) and found["images"] == 7
 
 
+def test_a_folder_without_some_classes_has_the_numbers_of_the_others(made: Path, tmp_path: Path) -> None:
+    toys.write_images(tmp_path / "some", counts=(4, 2, 1))
+    (tmp_path / "some/apple").rename(tmp_path / "apple")
+    found = measure(made, "--data-path", tmp_path / "some", "--out", tmp_path / "x.json")
+    assert found["loss"] == pytest.approx(expected(made)[4:].mean().item(), rel=1e-5)
+    (tmp_path / "some/bird").rename(tmp_path / "some/dog")
+    with pytest.raises(UserError, match="dog"):
+        measure(made, "--data-path", tmp_path / "some", "--out", tmp_path / "x.json")
+
+
 def _rank(rank: int, made: Path, out: Path, port: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)

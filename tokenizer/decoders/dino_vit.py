@@ -1,4 +1,4 @@
-"""RobusTok's decoder: a ViT over one mask token per patch and the code tokens; a linear head draws each patch."""
+"""RobusTok's decoder: a ViT over one mask token per patch and the code tokens, then a linear layer to pixels."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokenizer.encoders.dino_vit import check, level_ids, level_table
+from tokenizer.encoders.dino_vit import grid_of, level_ids, level_table
 from tokenizer.layers.vit import Vit, VitConfig
 from tokenizer.layout import Layout
 
 
 class DinoVitDecoder(nn.Module):
-    """latents (B,D,G,G) -> images (B,3,H,W). Source: RobusTok; spec robustok 1.4."""
+    """latents (B,D,G,G) -> images (B,3,H,W). D may differ from the encoder's width. Source: RobusTok."""
 
     @dataclass
     class Config(VitConfig):
         pass
 
+    tokens_1d, any_size, groups = False, False, 1
+
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
-        self.grid, self.patch = check(config, image_size, z_channels, layout), config.patch
+        self.grid, self.patch, self.z_channels = grid_of(config, image_size, layout), config.patch, config.width
         self.mask_token = nn.Parameter(1e-6 * torch.randn(1, 1, config.width))
-        # Both halves bring a class token, so the ViT sees two of them.
+        # Mask tokens and code tokens each come with a class token.
         self.register_buffer("levels", level_ids(self.grid**2 + 1, self.grid**2 + 1))
         self.vit = Vit(config, self.grid, reads_images=False)
         self.level_embedding = level_table(config.width)
@@ -39,6 +41,6 @@ class DinoVitDecoder(nn.Module):
         queries = self.mask_token.expand(codes.shape[0], codes.shape[1], -1)
         x = torch.cat([self.vit.place(queries), self.vit.place(codes)], dim=1) + self.level_embedding(self.levels)
         patches = self.to_pixel(self.vit.run(x)[:, 1 : 1 + self.grid**2])
-        # A patch's numbers run over its rows, then columns, then colours.
+        # The order within a patch is row, column, colour.
         patches = patches.unflatten(2, (self.patch, self.patch, 3)).unflatten(1, (self.grid, self.grid))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

@@ -1,4 +1,4 @@
-"""GigaTok's 1D decoder: grid queries read the tokens, then a CNN draws the pixels. Any prefix decodes."""
+"""GigaTok's 1D decoder: a Q-former whose grid queries attend to the tokens, then a CNN. Any prefix can be decoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from common.config import opt
 from common.errors import UserError
 from tokenizer.decoders.cnn import CnnDecoder, CnnDecoderConfig
-from tokenizer.layers.query_init import PYRAMIDS, pooling
 from tokenizer.layers.resnet import init_weights
 from tokenizer.layers.transformer import QFormerLayer, TransformerConfig, position_table
 from tokenizer.layout import Layout
@@ -18,7 +17,7 @@ from tokenizer.layout import Layout
 
 @dataclass
 class SemanticHeadConfig:
-    """Where the semantic regularizer looks: decoder layer `depth`, through an MLP to the teacher's width."""
+    """The features for semantic regularization: the stream after decoder layer `depth`, through an MLP."""
 
     depth: int = opt(3, "decoder layer (1-based) whose stream is compared with the teacher")
     width: int = opt(768, "the teacher's feature width; 768 for DINOv2 ViT-B")
@@ -32,51 +31,31 @@ def semantic_head(width: int, out: int) -> nn.Sequential:
 
 @dataclass
 class DecoderFeatures:
-    """What a decoder pass saw inside: `spatial` (B,C,G,G) entered the CNN; `inner` (B,G*G,D) is the query
-    stream after the semantic head's layer; `first` (B,G*G+1,D) the stream after layer 1 with the mean memory token."""
+    """Intermediate results of a decoder pass.
+
+    spatial: (B,C,G,G), the input of the CNN. inner: (B,G*G,D), the query stream after the semantic head's layer.
+    first: (B,G*G+1,D), the mean memory token and the query stream after layer 1.
+    """
 
     spatial: Tensor
     inner: Tensor | None
     first: Tensor | None = None
 
 
-class Hybrid1dDecoder(nn.Module):
-    """latents (B,z_channels,1,W) -> images (B,3,H,W)."""
+@dataclass
+class Hybrid1dConfig:
+    """Options of `hybrid_1d`."""
 
-    @dataclass
-    class Config:
-        cnn: CnnDecoderConfig = field(default_factory=CnnDecoderConfig)
-        transformer: TransformerConfig = field(default_factory=TransformerConfig)
-        semantic_head: SemanticHeadConfig | None = field(default_factory=SemanticHeadConfig)
-        query_init: str = opt(
-            "first_token",
-            "where a cell's query starts: first_token (as released) | multi_level (its blocks' tokens) | haar (the "
-            "tokens' inverse wavelet transform; the encoder's query_init is haar, too)",
-        )
-
-    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
-        super().__init__()
-        self.cnn = CnnDecoder(config.cnn, image_size, z_channels)
-        self.transformer = QFormerDecoder(config, image_size // config.cnn.stride, z_channels, layout)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.cnn.last_layer
-
-    def forward(self, latents: Tensor, num_tokens: int | Tensor | None = None) -> tuple[Tensor, DecoderFeatures]:
-        """`num_tokens`: the decoder sees only that many tokens (int, or int64 (B,) per image); None = at most N."""
-        features = self.transformer(latents, num_tokens)
-        return self.cnn(features.spatial), features
+    cnn: CnnDecoderConfig = field(default_factory=CnnDecoderConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    semantic_head: SemanticHeadConfig | None = field(default_factory=SemanticHeadConfig)
 
 
 class QFormerDecoder(nn.Module):
     """latents (B,C,1,W) -> map (B,C,G,G)."""
 
-    def __init__(self, config: Hybrid1dDecoder.Config, grid: int, z_channels: int, layout: Layout):
+    def __init__(self, config: Hybrid1dConfig, grid: int, z_channels: int, layout: Layout):
         super().__init__()
-        if config.query_init not in ("first_token", *PYRAMIDS):
-            known = ", ".join(("first_token", *PYRAMIDS))
-            raise UserError(f"decoder.query_init got {config.query_init!r}; expected one of {known}")
         width, layers, heads = config.transformer.resolved()
         self.grid, self.layout = grid, layout
         self.positional_embedding = position_table(grid * grid, width)
@@ -84,36 +63,20 @@ class QFormerDecoder(nn.Module):
         if layout.redundant:
             self.latent_token_positional_embedding_comp = position_table(layout.redundant, width)
         self.decoder_embed = nn.Linear(z_channels, width)
-        self.ln_pre = config.transformer.outer_norm(z_channels)
+        self.ln_pre = nn.LayerNorm(z_channels)
         self.transformer = nn.ModuleList(QFormerLayer(width, heads) for _ in range(layers))
-        self.ln_post = config.transformer.outer_norm(width)
+        self.ln_post = nn.LayerNorm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
         self.semantic_depth = config.semantic_head.depth if config.semantic_head else None
         if config.semantic_head:
             if config.semantic_head.depth > layers:
                 raise UserError(f"semantic_head.depth={config.semantic_head.depth} but the decoder has {layers} layers")
             self.distill_mlp = semantic_head(width, config.semantic_head.width)
-        self.averaged = config.query_init == "multi_level"  # a wavelet basis adds up instead
-        cover = None
-        if config.query_init != "first_token":
-            # Of averages, the finer a block, the more it says about its cells. Padding tokens have none.
-            cells = pooling(config.query_init, layout.num_tokens, grid)
-            cover = torch.cat([cells, torch.zeros(layout.redundant, grid * grid, device="cpu")])
-        self.register_buffer("cover", cover, persistent=False)
         init_weights(self)
 
-    def _queries(self, memory: Tensor, hidden: Tensor | None) -> Tensor:
-        """Initial queries (B,G*G,D): token 0 everywhere; or the mean of the visible tokens whose block holds the cell,
-        each weighted by one over its block's size; or the inverse wavelet transform of the visible tokens."""
-        if self.cover is None:
-            return memory[:, :1].expand(-1, self.grid * self.grid, -1)
-        cover = self.cover[: memory.shape[1]].to(memory.dtype)
-        if hidden is None:
-            return torch.einsum("tp,btd->bpd", cover / cover.sum(dim=0) if self.averaged else cover, memory)
-        shown = cover * (~hidden)[:, :, None]
-        if self.averaged:
-            shown = shown / shown.sum(dim=1, keepdim=True)
-        return torch.einsum("btp,btd->bpd", shown, memory)
+    def queries(self, memory: Tensor, hidden: Tensor | None) -> Tensor:
+        """Initial queries (B,G*G,D) before positions are added: token 0 for every cell."""
+        return memory[:, :1].expand(-1, self.grid * self.grid, -1)
 
     def forward(self, latents: Tensor, num_tokens: int | Tensor | None = None) -> DecoderFeatures:
         tokens = latents.flatten(2).transpose(1, 2)
@@ -124,7 +87,7 @@ class QFormerDecoder(nn.Module):
             tables.append(self.latent_token_positional_embedding_comp)
         memory_pos = torch.cat(tables)[:keep].transpose(0, 1)
         query_pos = self.positional_embedding.transpose(0, 1)
-        stream = self._queries(memory, hidden)
+        stream = self.queries(memory, hidden)
         inner = first = None
         for number, layer in enumerate(self.transformer, start=1):
             stream = layer(stream, memory, query_pos, memory_pos, hidden)
@@ -136,7 +99,7 @@ class QFormerDecoder(nn.Module):
         return DecoderFeatures(self.conv_out(spatial), inner, first)
 
     def _visible(self, tokens: Tensor, num_tokens: int | Tensor | None) -> tuple[int, Tensor | None]:
-        """How many leading tokens enter, and which of those are hidden per image (B,keep)."""
+        """Number of leading tokens that are used, and a mask (B,keep) of those hidden per image."""
         there = tokens.shape[1]
         if num_tokens is None:
             return min(there, self.layout.num_tokens), None
@@ -146,3 +109,25 @@ class QFormerDecoder(nn.Module):
             return num_tokens, None
         keep = int(num_tokens.max())
         return keep, torch.arange(keep, device=tokens.device)[None] >= num_tokens[:, None]
+
+
+class Hybrid1dDecoder(nn.Module):
+    """latents (B,z_channels,1,W) -> images (B,3,H,W)."""
+
+    Config = Hybrid1dConfig
+    tokens_1d, any_size, groups = True, False, 1
+    cnn_class, transformer_class = CnnDecoder, QFormerDecoder
+
+    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
+        super().__init__()
+        self.cnn = self.cnn_class(config.cnn, image_size, z_channels)
+        self.transformer = self.transformer_class(config, image_size // config.cnn.stride, z_channels, layout)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.cnn.last_layer
+
+    def forward(self, latents: Tensor, num_tokens: int | Tensor | None = None) -> tuple[Tensor, DecoderFeatures]:
+        """`num_tokens`: use only that many leading tokens (int, or int64 (B,) per image); None = at most N."""
+        features = self.transformer(latents, num_tokens)
+        return self.cnn(features.spatial), features

@@ -23,6 +23,8 @@ class Hybrid2dDecoder(nn.Module):
         transformer: GridTransformerConfig = field(default_factory=GridTransformerConfig)
         semantic_head: SemanticHeadConfig | None = field(default_factory=SemanticHeadConfig)
 
+    tokens_1d, any_size, groups = False, False, 1
+
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
         self.cnn = CnnDecoder(config.cnn, image_size, z_channels)

@@ -1,90 +1,92 @@
-"""The convolutional pixel encoder (VQGAN lineage)."""
+"""The convolutional pixel encoder of VQGAN, LlamaGen and GigaTok."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
-from tokenizer.layers.resnet import AttnBlock, Downsample, ResBlock, init_weights, norm, space_to_depth
+from tokenizer.layers.resnet import AttnBlock, Downsample, GroupNorm, ResBlock, init_weights, space_to_depth
 from tokenizer.layout import Layout
 
 
 @dataclass
 class CnnConfig:
-    """Both directions share these keys."""
+    """Options that encoder and decoder share."""
 
     channels: int = opt(128, "base width")
-    multipliers: list[int] = opt(
-        [1, 1, 2, 2, 4], "width of each level over the base; one halving between levels"
-    )
+    multipliers: list[int] = opt([1, 1, 2, 2, 4], "width of each level over the base; each level halves the resolution")
     attention: bool = opt(False, "self-attention at the coarsest level (LlamaGen: true)")
-    patch: int = opt(1, "pixels per side folded into the channels first; 1 in every released model, more is cheaper")
-    norm: str = opt("group", "group (as released) | none (learns absolute brightness sooner; for tiny models)")
-    linear_path: bool = opt(
-        False, "a linear patch embedding beside the convolutions, which then start from zero (tiny models)"
-    )
-    blocks: int | None = opt(None, "residual blocks per level; null = 2 in encoders, 3 in decoders, as released")
-    mid: bool = opt(True, "two more blocks at the coarsest level, as released (false: for tiny models)")
+    patch: int = opt(1, "pixels per side folded into channels first; 1 in every released model, more is cheaper", low=1)
+    blocks: int | None = opt(None, "residual blocks per level; null = 2 (encoder) or 3 (decoder), as released", low=1)
 
     @property
     def stride(self) -> int:
+        """Pixels per side of one latent position."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
-
-
-def middle(width: int, config: CnnConfig) -> nn.ModuleList:
-    """What the coarsest level has beside its own blocks: residual, attention where asked for, residual."""
-    if not config.mid:
-        return nn.ModuleList()
-    first, last = (ResBlock(width, width, config.norm) for _ in range(2))
-    return nn.ModuleList([first, AttnBlock(width), last] if config.attention else [first, last])
 
 
 class CnnEncoder(nn.Module):
     """images (B,3,H,W) -> map (B,z_channels,H/stride,W/stride)."""
 
-    @dataclass
-    class Config(CnnConfig):
-        pass
+    Config = CnnConfig
+    tokens_1d, any_size, groups = False, True, 1
+    blocks_per_level = 2
+    norm: Callable[[int], nn.Module] = GroupNorm
 
     def __init__(self, config: CnnConfig, image_size: int, z_channels: int, layout: Layout | None = None):
         super().__init__()
-        self.patch, self.stride = config.patch, config.stride
-        self.grid = image_size // self.stride
-        widths = [config.channels * m for m in config.multipliers]
-        self.conv_in = nn.Conv2d(3 * config.patch**2, config.channels, 3, padding=1)
+        self.grid, self.patch = image_size // config.stride, config.patch
+        width, blocks = config.channels, config.blocks or self.blocks_per_level
+        self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1)
         self.conv_blocks = nn.ModuleList()
-        width = config.channels
-        for level, out in enumerate(widths):
-            last = level == len(widths) - 1
-            block = nn.Module()
-            block.res, block.attn = nn.ModuleList(), nn.ModuleList()
-            for _ in range(config.blocks or 2):
-                block.res.append(ResBlock(width, out, config.norm))
-                width = out
-                if last and config.attention:
-                    block.attn.append(AttnBlock(width))
+        for level, multiplier in enumerate(config.multipliers, start=1):
+            last = level == len(config.multipliers)
+            out = config.channels * multiplier
+            self.conv_blocks.append(conv_level(width, out, blocks, config.attention and last, self.norm))
+            width = out
             if not last:
-                block.downsample = Downsample(width)
-            self.conv_blocks.append(block)
-        self.mid = middle(width, config)
-        self.norm_out = norm(width, config.norm)
+                self.conv_blocks[-1].downsample = Downsample(width)
+        self.mid = middle(width, config.attention, self.norm)
+        self.norm_out = self.norm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
-        self.linear_path = nn.Conv2d(3, z_channels, self.stride, self.stride) if config.linear_path else None
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
         h = self.conv_in(space_to_depth(images, self.patch) if self.patch > 1 else images)
         for block in self.conv_blocks:
-            for i, res in enumerate(block.res):
-                h = res(h)
-                if len(block.attn):
-                    h = block.attn[i](h)
+            h = run_level(block, h)
             if hasattr(block, "downsample"):
                 h = block.downsample(h)
         for layer in self.mid:
             h = layer(h)
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return h if self.linear_path is None else h + self.linear_path(images)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def conv_level(width: int, out: int, blocks: int, attention: bool, norm: Callable[[int], nn.Module]) -> nn.Module:
+    """The residual blocks of one resolution, each followed by self-attention if `attention`."""
+    level = nn.Module()
+    level.res, level.attn = nn.ModuleList(), nn.ModuleList()
+    for _ in range(blocks):
+        level.res.append(ResBlock(width, out, norm))
+        width = out
+        if attention:
+            level.attn.append(AttnBlock(width))
+    return level
+
+
+def run_level(level: nn.Module, h: Tensor) -> Tensor:
+    for i, res in enumerate(level.res):
+        h = res(h)
+        if len(level.attn):
+            h = level.attn[i](h)
+    return h
+
+
+def middle(width: int, attention: bool, norm: Callable[[int], nn.Module]) -> nn.ModuleList:
+    """Two further residual blocks at the coarsest resolution, with self-attention between them if `attention`."""
+    first, last = (ResBlock(width, width, norm) for _ in range(2))
+    return nn.ModuleList([first, AttnBlock(width), last] if attention else [first, last])

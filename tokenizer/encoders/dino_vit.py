@@ -1,4 +1,4 @@
-"""RobusTok's encoder: a ViT over the image's patches and learned latent tokens; the latter are its output."""
+"""RobusTok's encoder: a ViT over image patches and learned latent tokens. Its output are the latent tokens."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from tokenizer.layout import Layout
 
 
 class DinoVitEncoder(nn.Module):
-    """images (B,3,H,W) -> latents (B,D,G,G): as many latent tokens as patches, arranged like them.
+    """images (B,3,H,W) -> latents (B,D,P*G,G): P groups of one latent token per patch, group below group.
 
-    With P `groups`, for a product quantizer, it makes P times as many: (B,D,P*G,G), group below group.
-
-    Source: RobusTok; spec robustok 1.2.
+    P > 1 is for product quantizers. Source: RobusTok (arXiv 2503.08354).
     """
 
     @dataclass
     class Config(VitConfig):
         groups: int = opt(1, "latent tokens per patch; as many as the product quantizer's groups")
 
+    tokens_1d, any_size = False, False
+
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
-        self.grid = check(config, image_size, z_channels, layout)
+        self.grid = grid_of(config, image_size, layout)
+        if z_channels != config.width:
+            raise UserError(f"model.z_channels={z_channels} but the encoder has width={config.width}; set them equal")
         self.groups = config.groups
         self.latent_tokens = nn.Parameter(1e-6 * torch.randn(1, self.groups * self.grid**2, config.width))
         self.register_buffer("levels", level_ids(self.grid**2 + 1, *[self.grid**2] * self.groups))
@@ -37,7 +39,7 @@ class DinoVitEncoder(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """The latent tokens (B,G*G,D) after the last norm."""
         patches = self.vit.place(self.vit.patch_embed(images))
-        # A latent token stands at the position of the patch with its number; the class token in front is dropped.
+        # Each latent token gets the position of the patch with its number; the added class token is dropped.
         placed = [self.vit.place(group)[:, 1:] for group in self.latent_tokens.chunk(self.groups, dim=1)]
         latents = torch.cat(placed, dim=1).expand(len(images), -1, -1)
         x = torch.cat([patches, latents], dim=1) + self.level_embedding(self.levels)
@@ -47,28 +49,26 @@ class DinoVitEncoder(nn.Module):
         return self.tokens(images).transpose(1, 2).unflatten(2, (self.groups * self.grid, self.grid))
 
 
-def check(config: VitConfig, image_size: int, z_channels: int, layout: Layout) -> int:
+def grid_of(config: VitConfig, image_size: int, layout: Layout) -> int:
     """The grid's side. Raises: UserError for numbers that do not fit together."""
     grid = image_size // config.patch
     if image_size % config.patch:
-        raise UserError(f"image_size={image_size} is no multiple of patch={config.patch}; change one of them")
+        raise UserError(f"image_size={image_size} is not a multiple of patch={config.patch}; change one of them")
     if layout.num_tokens != grid**2 or layout.redundant:
         raise UserError(
             f"dino_vit has one token per patch, {grid**2}; the layout says num_tokens={layout.num_tokens}, "
             f"redundant={layout.redundant}; set layout.num_tokens={grid**2} and layout.redundant=0"
         )
-    if z_channels != config.width:
-        raise UserError(f"dino_vit passes its width on: set z_channels={config.width} (got {z_channels})")
     return grid
 
 
 def level_ids(*counts: int) -> Tensor:
-    """int64 (1, sum of counts): 0 for the image's tokens, then 1, 2, ... for each group of latent ones."""
+    """int64 (1, sum of counts): 0 for the image's tokens, then 1, 2, ... for the groups of latent tokens."""
     return torch.cat([torch.full((count,), level, dtype=torch.int64) for level, count in enumerate(counts)])[None]
 
 
 def level_table(width: int, rows: int = 2) -> nn.Embedding:
-    """One row for the image's tokens and one for each group of latent ones, added to them."""
+    """An embedding for the image's tokens and one for each group of latent tokens."""
     table = nn.Embedding(rows, width)
     nn.init.trunc_normal_(table.weight, std=(1 / (3 * width)) ** 0.5)
     return table

@@ -1,4 +1,4 @@
-"""GigaTok's 1D encoder: a CNN, then queries that gather its map into an ordered token sequence."""
+"""GigaTok's 1D encoder: a CNN, then a Q-former whose queries turn the CNN's map into a token sequence."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from common.config import opt
 from tokenizer.encoders.cnn import CnnConfig, CnnEncoder
-from tokenizer.layers.query_init import pooling
+from tokenizer.layers.query_init import multi_level_pooling
 from tokenizer.layers.resnet import init_weights
 from tokenizer.layers.transformer import QFormerLayer, TransformerConfig, position_table
 from tokenizer.layout import Layout
@@ -22,15 +21,15 @@ class Hybrid1dEncoder(nn.Module):
     class Config:
         cnn: CnnConfig = field(default_factory=CnnConfig)
         transformer: TransformerConfig = field(default_factory=TransformerConfig)
-        query_init: str = opt(
-            "multi_level", "where a token's query starts: multi_level (block means, as released) | haar (wavelets)"
-        )
+
+    tokens_1d, any_size, groups = True, False, 1
+    cnn_class = CnnEncoder
 
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
-        self.cnn = CnnEncoder(config.cnn, image_size, z_channels)
+        self.cnn = self.cnn_class(config.cnn, image_size, z_channels)
         self.grid = self.cnn.grid
-        self.transformer = QFormerEncoder(config.transformer, self.grid, z_channels, layout, config.query_init)
+        self.transformer = QFormerEncoder(config.transformer, self.grid, z_channels, layout)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         spatial = self.cnn(images)
@@ -40,7 +39,7 @@ class Hybrid1dEncoder(nn.Module):
 class QFormerEncoder(nn.Module):
     """map (B,C,G,G) -> latents (B,C,1,N+M)."""
 
-    def __init__(self, config: TransformerConfig, grid: int, z_channels: int, layout: Layout, query_init: str):
+    def __init__(self, config: TransformerConfig, grid: int, z_channels: int, layout: Layout):
         super().__init__()
         width, layers, heads = config.resolved()
         self.layout = layout
@@ -49,18 +48,18 @@ class QFormerEncoder(nn.Module):
         if layout.redundant:
             self.latent_token_positional_embedding_comp = position_table(layout.redundant, width)
         self.encoder_embed = nn.Linear(z_channels, width)
-        self.ln_pre = config.outer_norm(z_channels)
+        self.ln_pre = nn.LayerNorm(z_channels)
         self.global_proj = nn.Linear(width, width)
         self.transformer = nn.ModuleList(QFormerLayer(width, heads) for _ in range(layers))
-        self.ln_post = config.outer_norm(width)
+        self.ln_post = nn.LayerNorm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 1)
-        self.register_buffer("pooling", pooling(query_init, layout.num_tokens, grid), persistent=False)
+        self.register_buffer("pooling", multi_level_pooling(layout.num_tokens, grid), persistent=False)
         init_weights(self)
 
     def queries(self, memory: Tensor) -> Tensor:
-        """Initial queries (B,N+M,D), before positions: means of the memory over ever finer blocks, or its wavelets.
+        """Initial queries (B,N+M,D) before positions are added: means of the memory over ever finer blocks.
 
-        The M padding queries repeat the last M of the N. Source: ReTok, redundant token padding.
+        The M padding queries repeat the last M of the N queries. Source: ReTok, redundant token padding.
         """
         pooled = torch.einsum("np,bpd->bnd", self.pooling.to(memory.dtype), memory)
         if self.layout.redundant:

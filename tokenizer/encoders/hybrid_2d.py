@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from common.config import opt
 from tokenizer.encoders.cnn import CnnConfig, CnnEncoder
 from tokenizer.layers.resnet import init_weights
 from tokenizer.layers.transformer import QFormerLayer, TransformerConfig, ViTLayer, position_table
@@ -14,13 +15,16 @@ from tokenizer.layout import Layout
 
 @dataclass
 class GridTransformerConfig(TransformerConfig):
-    """A transformer over a grid. `qformer` repeats what VQ_SS256_2d.yaml got by leaving its layer type out."""
+    """A transformer over a grid of tokens."""
 
-    qformer: bool = False
+    qformer: bool = opt(False, "Q-former layers that attend to their own input, as in the released S-S grid tokenizer")
 
 
 class GridTransformer(nn.Module):
-    """tokens (B,G*G,C) -> tokens (B,G*G,D); the layers read the input as memory when they are Q-former layers."""
+    """map (B,C,G,G) -> tokens (B,G*G,D).
+
+    A Q-former layer takes the stream as it enters the layer, unnormalised, as the memory of its cross-attention.
+    """
 
     def __init__(self, config: GridTransformerConfig, grid: int, z_channels: int, embed_name: str):
         super().__init__()
@@ -35,12 +39,13 @@ class GridTransformer(nn.Module):
 
     def tokens(self, spatial: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Features after the last layer and, if asked for, after layer `depth` (1-based)."""
-        memory = getattr(self, self.embed_name)(self.ln_pre(spatial.flatten(2).transpose(1, 2)))
+        h = getattr(self, self.embed_name)(self.ln_pre(spatial.flatten(2).transpose(1, 2)))
         positions = self.positional_embedding.transpose(0, 1)
-        h = memory if self.qformer else memory + positions
+        if not self.qformer:
+            h = h + positions
         inner = None
         for number, layer in enumerate(self.transformer, start=1):
-            h = layer(h, memory, positions, positions) if self.qformer else layer(h)
+            h = layer(h, h, positions, positions) if self.qformer else layer(h)
             if number == depth:
                 inner = h
         return h, inner
@@ -56,6 +61,8 @@ class Hybrid2dEncoder(nn.Module):
     class Config:
         cnn: CnnConfig = field(default_factory=CnnConfig)
         transformer: GridTransformerConfig = field(default_factory=GridTransformerConfig)
+
+    tokens_1d, any_size, groups = False, False, 1
 
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()

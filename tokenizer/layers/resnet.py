@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import UserError
-from common.layers import attend
 
+class GroupNorm(nn.GroupNorm):
+    """The norm before every convolution: 32 groups.
 
-def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6, affine=affine)
-
-
-def norm(channels: int, kind: str) -> nn.Module:
-    """The normalisation before a convolution: "group" (32 groups, every released model) or "none".
-
-    Raises: UserError for another name.
+    The map is made contiguous first. torch 2.13 normalises channels_last maps on CPUs in a less accurate way: the
+    relative error is 1e-4 instead of 1e-6 where the mean is ten times the deviation. CUDA makes the same copy itself.
     """
-    if kind not in ("group", "none"):
-        raise UserError(f"cnn.norm got {kind!r}; expected group or none")
-    return group_norm(channels) if kind == "group" else nn.Identity()
+
+    def __init__(self, channels: int, affine: bool = True):
+        super().__init__(32, channels, eps=1e-6, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous())
 
 
 class ResBlock(nn.Module):
     """Norm, swish, conv3x3, twice, plus the input (through a 1x1 conv when the width changes)."""
 
-    def __init__(self, channels_in: int, channels_out: int, norm_kind: str = "group"):
+    def __init__(self, channels_in: int, channels_out: int, norm: Callable[[int], nn.Module] = GroupNorm):
         super().__init__()
-        self.norm1 = norm(channels_in, norm_kind)
+        self.norm1 = norm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = norm(channels_out, norm_kind)
+        self.norm2 = norm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
@@ -46,7 +45,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = GroupNorm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -55,7 +54,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
-        h = attend(q, k, v)
+        h = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
 
 
@@ -92,6 +91,13 @@ class UpsampleDepthToSpace(nn.Module):
         return depth_to_space(self.conv1(x), 2)
 
 
+def space_to_depth(x: Tensor, block: int) -> Tensor:
+    """(B,C,H,W) -> (B, block^2*C, H/block, W/block), the inverse of `depth_to_space`."""
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // block, block, w // block, block)
+    return x.permute(0, 3, 5, 1, 2, 4).reshape(b, block**2 * c, h // block, w // block)
+
+
 def depth_to_space(x: Tensor, block: int) -> Tensor:
     """(B, block^2*C, H, W) -> (B, C, block*H, block*W) in DCR order: channel (i*block+j)*C+c goes to offset (i, j).
 
@@ -102,22 +108,15 @@ def depth_to_space(x: Tensor, block: int) -> Tensor:
     return x.permute(0, 3, 4, 1, 5, 2).reshape(b, channels // block**2, h * block, w * block)
 
 
-def space_to_depth(x: Tensor, block: int) -> Tensor:
-    """Inverse of `depth_to_space`."""
-    b, c, h, w = x.shape
-    x = x.reshape(b, c, h // block, block, w // block, block)
-    return x.permute(0, 3, 5, 1, 2, 4).reshape(b, block**2 * c, h // block, w // block)
-
-
 class AdaptiveGroupNorm(nn.Module):
     """GroupNorm whose scale and bias come from the standard deviation and mean of a style map over its positions.
 
-    No "1 +" stands before the scale. Source: GigaTok's decoder (after MAGVIT-v2); spec tokenizer 1.3.
+    No "1 +" stands before the scale. Source: GigaTok's decoder, after MAGVIT-v2 (arXiv 2310.05737).
     """
 
     def __init__(self, style_channels: int, channels: int):
         super().__init__()
-        self.norm = group_norm(channels, affine=False)
+        self.norm = GroupNorm(channels, affine=False)
         self.gamma = nn.Linear(style_channels, channels)
         self.beta = nn.Linear(style_channels, channels)
 
@@ -131,7 +130,7 @@ class AdaptiveGroupNorm(nn.Module):
 def init_weights(module: nn.Module) -> None:
     """Truncated normal of deviation 0.02 for linear, convolution and embedding weights, zero biases.
 
-    Norm layers keep their 1 and 0. Source: GigaTok's whole-model initialiser; spec tokenizer 1.1.
+    Norm layers keep their 1 and 0. Source: GigaTok's initialiser of the whole model.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from common.config import opt
 from common.errors import UserError
-from common.layers import attend
 
 SIZES = {  # name: (width, layers, heads)
     "tiny": (256, 4, 4),
@@ -31,13 +30,6 @@ class TransformerConfig:
     width: int = opt(512, "embedding width D")
     layers: int = opt(6, "number of layers")
     heads: int = opt(8, "attention heads")
-    outer_norms: bool = opt(
-        True, "layer norm before the first and after the last layer; without, contrast passes through (tiny models)"
-    )
-
-    def outer_norm(self, width: int) -> nn.Module:
-        """The norm of what enters or leaves the layers, if there is one."""
-        return nn.LayerNorm(width) if self.outer_norms else nn.Identity()
 
     def resolved(self) -> tuple[int, int, int]:
         """(width, layers, heads)."""
@@ -63,7 +55,7 @@ class Attention(nn.Module):
         """query (B,L,D), key and value (B,S,D), hidden (B,S) bool with True = not attended -> (B,L,D)."""
         projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in projections)
-        mixed = attend(q, k, v, None if hidden is None else ~hidden[:, None, None, :])
+        mixed = F.scaled_dot_product_attention(q, k, v, None if hidden is None else ~hidden[:, None, None, :])
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -87,8 +79,8 @@ class ViTLayer(nn.Module):
 class QFormerLayer(nn.Module):
     """Pre-norm self-attention among the queries, cross-attention to a memory, MLP.
 
-    Positions are added in every layer, to queries and keys only. Source: DETR's decoder layer as GigaTok
-    uses it; spec tokenizer 1.4.
+    Positions are added in every layer, to queries and keys only. Source: DETR's decoder layer
+    (arXiv 2005.12872) as GigaTok uses it.
     """
 
     def __init__(self, width: int, heads: int):

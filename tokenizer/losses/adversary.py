@@ -1,7 +1,8 @@
-"""The adversarial game: a discriminator, its optimizer, and what the tokenizer gets from it."""
+"""Adversarial training: a discriminator, its optimizer, and the loss it gives the tokenizer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,7 +20,7 @@ from tokenizer.losses.adversarial import GAMES, LeCam, adaptive_weight, gradient
 
 
 class Adversary:
-    """A GAN from step `start` on. Source: VQGAN as configured by GigaTok; spec tokenizer 3.2.
+    """A GAN from step `start` on. Source: VQGAN (Esser et al. 2021) as configured by GigaTok.
 
     Generator: weight * (adaptive weight, or 1) * sum over views of the game's loss.
     Discriminator: weight * (sum over views of the game's loss + LeCam + penalty/2 * (R1 + sum over views of R2)).
@@ -41,7 +42,7 @@ class Adversary:
             checkpoint.load_into(self.module, checkpoint.read_weights(found, "discriminator"), config.init)
         self.wrapped = parallel.replicate(self.module, world)  # too small to be worth sharding
         self.optimizer = optim.adamw(self.module, self.optim_config)
-        self.lecam = LeCam(config.lecam.decay, config.lecam.settle) if config.lecam else None
+        self.lecam = LeCam(config.lecam.decay, config.lecam.settle).to(world.device) if config.lecam else None
 
     def active(self, step: int) -> bool:
         return step >= self.config.start
@@ -66,14 +67,19 @@ class Adversary:
         factor = adaptive_weight(reconstruction, loss, last_layer)
         return {"adversarial": self.config.weight * factor * loss, "weight@adversarial": factor}
 
-    def update(self, images: Tensor, recons: list[Tensor], step: int, steps: int) -> dict[str, Tensor]:
-        """One discriminator step on real images and the step's (detached) reconstructions."""
+    def backward(
+        self, images: Tensor, recons: list[Tensor], step: int
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """Gradients of the discriminator on real images and the step's (detached) reconstructions.
+
+        Returns loss and gradient norm, which must be finite for an update, and scalars to log.
+        """
         penalised = self.config.penalty > 0
         views = [view.detach().requires_grad_(penalised) for view in (images, *recons)]
-        # Gradients of gradients need full precision, and attention written out: fused kernels have none.
+        # Second-order gradients need full precision and unfused attention; fused kernels do not support them.
         written_out = sdpa_kernel(SDPBackend.MATH) if penalised else nullcontext()
         with autocast("none" if penalised else self.precision, self.world.device), written_out:
-            # One call each: batch norms must not mix real images and reconstructions.
+            # Separate calls: batch norms must not mix real images and reconstructions.
             logits = [self.wrapped(view).float() for view in views]
         real, fakes = logits[0], logits[1:]
         losses = {"discriminator": sum(self.game.discriminator(real, fake) for fake in fakes)}
@@ -84,20 +90,30 @@ class Adversary:
             squared = sum(gradient_penalty(given, view) for given, view in zip(logits, views, strict=True))
             losses["gradient_penalty"] = self.config.penalty / 2 * squared
         self.optimizer.zero_grad(set_to_none=True)
-        total = self.config.weight * sum(losses.values())
-        total.backward()
-        _, not_finite = optim.update(self.optimizer, self.optim_config, step - self.first, steps - self.first, total)
-        return {f"train/loss_{name}": self.config.weight * loss.detach() for name, loss in losses.items()} | {
-            "not_finite": not_finite,
+        self.total = self.config.weight * sum(losses.values())
+        self.total.backward()
+        self.total = self.total.detach()
+        norm = parallel.clip_gradients(self.module.parameters(), 0)
+        return (self.total, norm), {
+            **{f"train/loss_{name}": self.config.weight * loss.detach() for name, loss in losses.items()},
             "train/logits_real": real.detach().mean(),
             "train/logits_fake": torch.cat(fakes).detach().mean(),
         }
 
+    def update(self, step: int, steps: int, skip: Tensor) -> None:
+        """Apply the gradients of `backward`, unless `skip` is 1.0."""
+        taken = (step - self.first, steps - self.first)
+        optim.update(self.optimizer, self.optim_config, *taken, self.total, skip=skip)
+
+    def kept(self) -> Iterable[Tensor]:
+        """The tensors that `backward` changes: batch statistics and LeCam's means."""
+        return (*self.module.buffers(), *(self.lecam.buffers() if self.lecam else ()))
+
     def state(self) -> dict[str, Any]:
-        """Everything of the game but the discriminator's weights."""
-        return {"optimizer": self.optimizer.state_dict(), "lecam": self.lecam.state() if self.lecam else None}
+        """All state except the discriminator's weights."""
+        return {"optimizer": self.optimizer.state_dict(), "lecam": self.lecam.state_dict() if self.lecam else None}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])
         if self.lecam and state["lecam"]:
-            self.lecam.load(state["lecam"])
+            self.lecam.load_state_dict(state["lecam"])

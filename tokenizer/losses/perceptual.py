@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,8 @@ from torch import Tensor
 from common.config import opt
 from common.errors import UserError
 from common.meta import on_meta
-from common.networks.efficientnet_lite import NUM_FEATURES, EfficientNetLite
+from common.networks.efficientnet_lite import EfficientNetLite
 from common.networks.lpips import LPIPS
-from tokenizer.losses.frechet import FrechetPull
 from tokenizer.losses.pixel import ReconstructionLoss, WeightConfig
 from tokenizer.teachers import IMAGENET
 
@@ -35,8 +33,11 @@ class LpipsLoss(ReconstructionLoss):
         super().__init__(config)
         self.net = LPIPS(LPIPS.Config(vgg_path=config.vgg_path))
 
-    def distance(self, recon: Tensor, target: Tensor) -> Tensor:
-        return self.net(recon, target).mean()
+    def features(self, images: Tensor) -> list[Tensor]:
+        return self.net.features(images)
+
+    def distance(self, features: list[Tensor], target: list[Tensor]) -> Tensor:
+        return self.net.distance(features, target).mean()
 
 
 class ConvNextLoss(ReconstructionLoss):
@@ -66,70 +67,33 @@ class ConvNextLoss(ReconstructionLoss):
             )
         self.net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """ImageNet logits (B,1000)."""
         mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
         shown = F.interpolate(images, (CONVNEXT_SIZE, CONVNEXT_SIZE), mode="bilinear", antialias=True)
         return self.net(((shown + 1) / 2 - mean) / deviation)
 
-    @torch.no_grad()
-    def target(self, images: Tensor) -> Tensor:
-        return self._logits(images)
-
-    def distance(self, recon: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(self._logits(recon).float(), target.float())
+    def distance(self, features: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(features.float(), target.float())
 
 
 class EfficientNetPerceptual(ReconstructionLoss):
-    """LPIPS's recipe without learned heads on EfficientNet-Lite0, the embedded stand-in.
-
-    From the same pass through the network comes, where it is asked for, the Frechet distance between the features of
-    all reconstructions and those of all images.
-    """
+    """LPIPS without learned heads on EfficientNet-Lite0, whose weights come with a package and need no download."""
 
     @dataclass
     class Config(WeightConfig):
-        strides: list[int] = opt([2, 4, 8], "maps compared; fewer and smaller are cheaper")
-        size: int | None = opt(None, "side that images are resized to first, pixels; null = as they are")
-        frechet: float = opt(0.0, "weight of the Frechet distance, of reconstructions from all tokens; 0 = none")
+        strides: list[int] = opt([2, 4, 8], "strides of the feature maps compared; fewer and smaller maps are cheaper")
+        size: int | None = opt(None, "side that images are resized to first, pixels; null = not resized")
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.strides, self.frechet = config.strides, config.frechet
+        self.strides = config.strides
         self.net = EfficientNetLite("lite0", config.size)
-        self.pull = FrechetPull(NUM_FEATURES) if config.frechet else None
 
-    def _features(self, images: Tensor, pooled: bool) -> tuple[list[Tensor], Tensor | None]:
-        maps = self.net.feature_maps(images, {*self.strides, 32} if pooled else self.strides)
-        compared = [F.normalize(maps[stride], dim=1) for stride in self.strides]
-        return compared, self.net.pool(maps[32]).float() if pooled else None
+    def features(self, images: Tensor) -> list[Tensor]:
+        maps = self.net.feature_maps(images, self.strides)
+        return [maps[stride] for stride in self.strides]
 
-    @torch.no_grad()
-    def target(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        return self._features(images, self.pull is not None)
-
-    def distance(self, recon: Tensor, target: tuple[list[Tensor], Tensor | None]) -> Tensor:
-        return self._distance(self._features(recon, pooled=False)[0], target[0])
-
-    def _distance(self, features: list[Tensor], target: list[Tensor]) -> Tensor:
-        pairs = zip(features, target, strict=True)
-        return sum((a - b).float().square().sum(dim=1).mean() for a, b in pairs) / len(self.strides)
-
-    def terms(self, recon: Tensor, target: tuple[list[Tensor], Tensor | None], whole: bool) -> dict[str, Tensor]:
-        if self.pull is None or not whole:
-            return super().terms(recon, target, whole)
-        features, pooled = self._features(recon, pooled=True)
-        return {"": self.weight * self._distance(features, target[0]), **self._pulled(pooled, target)}
-
-    def unpaired_terms(self, images: Tensor, target: tuple[list[Tensor], Tensor | None]) -> dict[str, Tensor]:
-        return self._pulled(self.net.pooled(images).float(), target) if self.pull else {}
-
-    def _pulled(self, pooled: Tensor, target: tuple[list[Tensor], Tensor | None]) -> dict[str, Tensor]:
-        self.pull.watch(target[1], pooled)
-        return {"_frechet": self.frechet * self.pull(pooled)}
-
-    def state(self) -> dict[str, Any]:
-        return self.pull.state_dict() if self.pull else {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        if self.pull:
-            self.pull.load_state_dict(state)
+    def distance(self, features: list[Tensor], target: list[Tensor]) -> Tensor:
+        made, real = ([F.normalize(x.float(), dim=1) for x in maps] for maps in (features, target))
+        return sum((a - b).square().sum(dim=1).mean() for a, b in zip(made, real, strict=True)) / len(self.strides)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
+from common.numerics import autocast
 
 
 @dataclass
@@ -20,7 +21,7 @@ class WeightConfig:
 class ReconstructionLoss(nn.Module):
     """`loss(recon, loss.target(images))` is the weighted scalar; targets are computed once for all views of a step.
 
-    A network inside is frozen and stays in evaluation mode, whatever the module around it is told.
+    `features` runs under the caller's autocast, `distance` in fp32. Networks are frozen and stay in evaluation mode.
     """
 
     Config = WeightConfig
@@ -32,40 +33,29 @@ class ReconstructionLoss(nn.Module):
     def train(self, mode: bool = True) -> ReconstructionLoss:
         return super().train(False)
 
-    @torch.no_grad()
-    def target(self, images: Tensor) -> Any:
+    def features(self, images: Tensor) -> Any:
+        """What is compared, of images (B,3,H,W) in [-1,1]."""
         return images
 
-    def distance(self, recon: Tensor, target: Any) -> Tensor:
+    @torch.no_grad()
+    def target(self, images: Tensor) -> Any:
+        return self.features(images)
+
+    def distance(self, features: Any, target: Any) -> Tensor:
+        """Scalar distance of what `features` returned for reconstructions and for images."""
         raise TypeError(f"{type(self).__name__} defines no distance")
 
     def forward(self, recon: Tensor, target: Any) -> Tensor:
-        return self.weight * self.distance(recon, target)
-
-    def terms(self, recon: Tensor, target: Any, whole: bool) -> dict[str, Tensor]:
-        """Weighted scalars by what to add to the loss's name.
-
-        whole: `recon` was decoded from all of its tokens, and stands for what the tokenizer is to decode.
-        """
-        return {"": self(recon, target)}
-
-    def unpaired_terms(self, images: Tensor, target: Any) -> dict[str, Tensor]:
-        """As `terms`, for `images` that are to look like the targets', each like none of them in particular."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """What it has gathered in training so far."""
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        pass
+        features = self.features(recon)
+        with autocast("none", recon.device):
+            return self.weight * self.distance(features, target)
 
 
 class L1(ReconstructionLoss):
-    def distance(self, recon: Tensor, target: Tensor) -> Tensor:
-        return F.l1_loss(recon, target)
+    def distance(self, features: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(features, target)
 
 
 class L2(ReconstructionLoss):
-    def distance(self, recon: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(recon, target)
+    def distance(self, features: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(features, target)

@@ -1,4 +1,4 @@
-"""What all quantizers share: the shape of their results and the record of which codes are in use."""
+"""The interface of quantizers, and the record of which codes are in use."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ NO_CODES = (
 
 @dataclass
 class Quantized:
-    """`vectors` (B,e,...) like the latents, to which they pass gradients; `codes` int64 (B,positions), or None where
-    the vectors are continuous; losses by name."""
+    """The result of a quantizer.
+
+    vectors: (B,e,...) like the latents, to which they pass gradients. codes: int64 (B,positions), or None where the
+    vectors are continuous. losses: by name, already weighted.
+    """
 
     vectors: Tensor
     codes: Tensor | None
@@ -30,8 +33,10 @@ class Quantized:
 class Quantizer(nn.Module):
     """latents (B,latent_dim,H,W) -> `Quantized` with vectors (B,codebook_dim,H,W).
 
-    `step` is the training step, which the trainer keeps up to date.
+    groups: codes per position. step: the 0-based training step, set by the trainer.
     """
+
+    groups = 1
 
     def __init__(self, config: Any, codebook_dim: int):
         super().__init__()
@@ -49,6 +54,20 @@ class Quantizer(nn.Module):
     def forward(self, latents: Tensor) -> Quantized:
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def refresh(self, optimizer: torch.optim.Optimizer, average: Quantizer | None, skipped: Tensor) -> None:
+        """Called by the trainer after every optimizer step; quantizers with a codebook refresh do it here.
+
+        `skipped` is 1.0 if the step was not finite: then nothing may change.
+        """
+
+    def refresh_state(self) -> dict[str, Tensor]:
+        """What a resumed run needs to refresh the codebook exactly as an uninterrupted one; buffers by name."""
+        return {name: buffer for name, buffer in self.named_buffers() if name.rpartition(".")[2] == "chosen"}
+
+    def load_refresh_state(self, state: dict[str, Tensor]) -> None:
+        for name, buffer in self.refresh_state().items():
+            buffer.copy_(state[name])
+
 
 class CodeQuantizer(Quantizer):
     """A quantizer with `codebook_size` codes K."""
@@ -65,7 +84,7 @@ class CodeQuantizer(Quantizer):
     def arrange(self, codes: Tensor, height: int, width: int) -> Tensor:
         """codes int64 (B,L) -> vectors (B,e,H,W)."""
         vectors = self.lookup(codes).transpose(1, 2)
-        # By a map's strides convolutions choose their kernel; these are the same for one image and for several.
+        # Convolutions choose their kernel by the strides; these do not depend on the number of images.
         return vectors.unsqueeze(2) if height == 1 else vectors.unflatten(2, (height, width))
 
     def codebook(self) -> Tensor:
@@ -73,7 +92,7 @@ class CodeQuantizer(Quantizer):
         return self.lookup(torch.arange(self.codebook_size, device=self.codebook_used.device))
 
     def _start_usage(self) -> None:
-        # The last codes seen in training, newest last; -1 = not filled yet. Float because released files hold it so.
+        # The last codes seen in training, newest last; -1 = not filled yet. Float as in released files.
         self.register_buffer("codebook_used", torch.full((USAGE_WINDOW,), -1.0))
 
     def seen(self) -> Tensor:
@@ -88,8 +107,11 @@ class CodeQuantizer(Quantizer):
 
     @torch.no_grad()
     def _remember(self, codes: Tensor) -> None:
-        """Take in the codes (n,) of this rank; every rank keeps those of all."""
-        recent = torch.cat(dist.all_gather(codes))[-USAGE_WINDOW:].float()
+        """Record the codes (n,) of this rank; every rank records those of all ranks."""
+        self._record(torch.cat(dist.all_gather(codes)))
+
+    def _record(self, codes: Tensor) -> None:
+        recent = codes[-USAGE_WINDOW:].float()
         self.codebook_used.copy_(torch.cat([self.codebook_used[len(recent) :], recent]))
 
 

@@ -14,10 +14,10 @@ from tokenizer.quantizers.perturbation import Perturbation
 
 
 class ProductQuantizer(Quantizer):
-    """latents (B,e,P*H,W), group below group -> vectors (B,P*e,H,W) and codes (B,P*L), all of a group's side by side.
+    """latents (B,e,P*H,W), group below group -> vectors (B,P*e,H,W) and codes (B,P*L), group after group.
 
-    Losses and use are means over the groups. The encoder makes the groups (`encoder.groups`).
-    Source: ImageFolder (Li et al. 2024), XQGAN; spec robustok 1.6.
+    Losses and usage are means over the groups. The encoder makes the groups (`encoder.groups`).
+    Source: ImageFolder (Li et al. 2024), XQ-GAN.
     """
 
     @dataclass
@@ -42,6 +42,12 @@ class ProductQuantizer(Quantizer):
         """Share of the codebooks in use lately."""
         return torch.stack([part.usage() for part in self.parts]).mean()
 
+    def refresh(
+        self, optimizer: torch.optim.Optimizer, average: ProductQuantizer | None, skipped: Tensor
+    ) -> None:
+        for index, inner in enumerate(self.parts):
+            inner.refresh(optimizer, average.parts[index] if average else None, skipped)
+
     def arrange(self, codes: Tensor, height: int, width: int) -> Tensor:
         """codes (B,P*L) -> vectors (B,P*e,H,W)."""
         split = zip(self.parts, codes.chunk(self.groups, dim=1), strict=True)
@@ -57,7 +63,7 @@ class ProductQuantizer(Quantizer):
         return Quantized(torch.cat(vectors, dim=1), torch.cat(codes, dim=1), losses)
 
     def perturb(self, latents: Tensor, quantized: Quantized, how: Perturbation) -> Tensor:
-        """As one group's `perturb`, in every group with draws of its own."""
+        """Perturb every group, each with its own draws."""
         rows = [latents.chunk(self.groups, dim=2), quantized.vectors.chunk(self.groups, dim=1)]
         rows.append(quantized.codes.chunk(self.groups, dim=1))
         size, perturbed = quantized.codes.shape[1] // self.groups, []

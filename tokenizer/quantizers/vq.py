@@ -17,11 +17,11 @@ from tokenizer.quantizers.perturbation import Perturbation, perturb
 
 
 class VectorQuantizer(CodeQuantizer):
-    """Nearest code by squared distance, in fp32 whatever autocast says.
+    """Nearest code by squared distance, computed in fp32 under autocast, too.
 
     Losses: vq = mean (q - sg z)^2, commit = beta * mean (sg q - z)^2, entropy = weight * (mean entropy of a
     position's code distribution - entropy of the mean distribution), softmax of -distance/0.01.
-    Source: VQ-VAE; LlamaGen (l2 codebook); rotation trick (Fifty et al. 2024); spec tokenizer 2.1.
+    Source: VQ-VAE; LlamaGen (l2 codebook); rotation trick (Fifty et al. 2024).
     """
 
     @dataclass
@@ -33,7 +33,7 @@ class VectorQuantizer(CodeQuantizer):
         entropy_weight: float = opt(0.0, "weight of the entropy term; >0 keeps the codebook in use")
         rotation: bool = opt(True, "rotation trick instead of straight-through gradients")
         refresh_every: int = opt(
-            0, "steps after which codes outside the usage window restart at a latent; 0 = never"
+            0, "every so many steps, codes that no latent chose since are moved onto latents; 0 = never"
         )
 
     def __init__(self, config: Config):
@@ -42,6 +42,10 @@ class VectorQuantizer(CodeQuantizer):
         nn.init.uniform_(self.embedding.weight, -1.0 / config.codebook_size, 1.0 / config.codebook_size)
         if config.l2_norm and not on_meta():
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
+        if config.refresh_every:
+            chosen = torch.zeros(config.codebook_size, dtype=torch.bool, device="cpu")
+            self.register_buffer("chosen", chosen, persistent=False)  # since the last refresh, by any rank
+            self.candidates: list[Tensor] = []  # latents (n,e) of this step, one entry per micro-batch
 
     def codebook(self) -> Tensor:
         """Code vectors (K,e), fp32."""
@@ -66,8 +70,6 @@ class VectorQuantizer(CodeQuantizer):
         """latents (B,e,H,W) -> vectors of the same shape and dtype fp32, codes (B,H*W)."""
         with autocast("none", latents.device):
             rows = self.rows(latents)
-            if self.training:
-                self._refresh(rows.detach())
             codebook = self.codebook()
             # Half of |row|^2 - |row - code|^2: the order of the distances in one pass over (n,K).
             closeness = torch.addmm(-0.5 * codebook.pow(2).sum(1), rows, codebook.t())
@@ -76,6 +78,8 @@ class VectorQuantizer(CodeQuantizer):
             losses = {}
             if self.training:
                 self._remember(codes)
+                if self._refreshes():
+                    self.candidates.append(rows.detach())
                 losses["vq"] = (nearest - rows.detach()).pow(2).mean()
                 losses["commit"] = self.config.commit_weight * (nearest.detach() - rows).pow(2).mean()
                 if self.config.entropy_weight:
@@ -83,16 +87,46 @@ class VectorQuantizer(CodeQuantizer):
             through = rotate(rows, nearest.detach()) if self.config.rotation else rows + (nearest - rows).detach()
             return Quantized(to_maps(through, latents), codes.unflatten(0, (len(latents), -1)), losses)
 
+    def _record(self, codes: Tensor) -> None:
+        self._mark(codes)
+        super()._record(codes)
+
+    def _mark(self, codes: Tensor) -> None:
+        if self.config.refresh_every:
+            self.chosen[codes] = True
+
+    def _refreshes(self) -> bool:
+        """Whether the codebook is refreshed at the end of this step."""
+        every = self.config.refresh_every
+        return self.training and every > 0 and (self.step + 1) % every == 0
+
     @torch.no_grad()
-    def _refresh(self, rows: Tensor) -> None:
-        """Move unused codes onto latents of this batch. Source: NesTok, usage-driven codebook refresh."""
-        if not self.config.refresh_every or self.step == 0 or self.step % self.config.refresh_every:
+    def refresh(self, optimizer: torch.optim.Optimizer, average: VectorQuantizer | None, skipped: Tensor) -> None:
+        """Move each code that was not chosen since the last refresh onto a latent of this step.
+
+        The latents are drawn from the global batch, in the same way for any number of ranks. The moved rows of the
+        weight average follow, and their optimizer moments start at zero. Source: NesTok, usage-driven codebook refresh.
+        """
+        if not self._refreshes():
             return
-        dead = (self.seen() == 0).nonzero().flatten()
-        spread = torch.linspace(0, len(rows) - 1, len(dead), device=rows.device).long()
-        fresh = dist.from_main(rows[spread]).to(self.embedding.weight.dtype)
-        # This writes weights before the loss is known, so latents that are not finite must not get in here.
-        self.embedding.weight[dead] = torch.where(torch.isfinite(fresh), fresh, self.embedding.weight[dead])
+        if skipped.item():
+            self.candidates.clear()
+            return
+        rows = torch.cat(dist.all_gather(torch.cat(self.candidates)))
+        rows = rows[torch.isfinite(rows).all(dim=1)]
+        unused = (~self.chosen).nonzero().flatten()
+        draws = torch.Generator().manual_seed(self.step)
+        picks = torch.randperm(len(rows), generator=draws)[: len(unused)]
+        unused = unused[torch.randperm(len(unused), generator=draws)[: len(picks)].to(unused.device)]
+        fresh = rows[picks.to(rows.device)]
+        moments = optimizer.state.get(self.embedding.weight, {}).values()
+        for table in (self.embedding.weight, *([average.embedding.weight] if average else [])):
+            table[unused] = fresh.to(table.dtype)
+        for moment in moments:
+            if moment.shape == self.embedding.weight.shape:
+                moment[unused] = 0
+        self.chosen.zero_()
+        self.candidates.clear()
 
 
 def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:

@@ -1,4 +1,4 @@
-"""RobusTok's quantizer: the same choice of codes, another record of which of them are in use."""
+"""RobusTok's quantizer: `vq` with another record of which codes are in use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import dist
 from common.config import opt
 from tokenizer.quantizers.vq import VectorQuantizer
 
@@ -17,8 +16,7 @@ RARE = 0.08
 class HitCountQuantizer(VectorQuantizer):
     """Keeps a running mean of how often a step chooses each code, over all ranks.
 
-    A code is in use when that is at least 0.08 of its fair share. Source: VAR's quantizer as RobusTok uses it;
-    spec robustok 1.3.
+    A code is in use when its count is at least 0.08 of an equal share. Source: VAR (arXiv 2404.02905), as in RobusTok.
     """
 
     @dataclass
@@ -34,8 +32,8 @@ class HitCountQuantizer(VectorQuantizer):
         """1.0 for codes in use, else 0.0; float (K,)."""
         return ((self.hits > 0) & (self.hits >= RARE * self.hits.mean())).float()
 
-    @torch.no_grad()
-    def _remember(self, codes: Tensor) -> None:
+    def _record(self, codes: Tensor) -> None:
+        self._mark(codes)
         counts = torch.zeros_like(self.hits).index_add_(0, codes, self.hits.new_ones(len(codes)))
         decay = torch.where(self.hits.any(), 0.9 if self.step < 100 else 0.99, 0.0)
-        self.hits.lerp_(dist.all_reduce_sum(counts), 1 - decay)
+        self.hits.lerp_(counts, 1 - decay)

@@ -1,4 +1,4 @@
-"""Nested dropout: each step decodes a random prefix, which orders the tokens from coarse to fine."""
+"""Nested dropout: each step decodes a random prefix of the tokens, which orders them from coarse to fine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ STREAM = 1
 
 
 class NestedDropout(Regularizer):
-    """Draws the number of kept tokens k. Source: Rippel et al. 2014; ReTok over the extended sequence, k <= N+M."""
+    """Draws the number of kept tokens k of the main view.
+
+    Source: Rippel et al. 2014; ReTok draws over the extended sequence, k <= N+M.
+    """
+
+    trains_prefixes = saves_compute = True
 
     @dataclass
     class Config:
@@ -51,8 +56,7 @@ class NestedDropout(Regularizer):
         return torch.where(full, plan.layout.num_tokens, lengths)
 
     def plan(self, plan: Plan) -> None:
-        if not self.config.per_sample:
-            plan.num_tokens = int(self.draw(1, plan))
-            return
-        first = plan.rank * plan.batch_size
-        plan.num_tokens = self.draw(first + plan.batch_size, plan)[first:]
+        if self.config.per_sample:
+            plan.lengths[0] = self.draw(plan.mine.stop, plan)[plan.mine].to(self.context.device)
+        else:
+            plan.lengths[0] = int(self.draw(1, plan))

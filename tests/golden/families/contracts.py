@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoregressive.models.gpt import GPT
+from autoregressive.models.gpt import GPT, SIZES
 from autoregressive.models.rar import RAR
 from autoregressive.released import generator_config
 from common.config import build, resolve
 from common.networks.lpips import LPIPSNetwork
 from tests.golden import models
+from tests.golden.families import discriminators
 from tests.golden.fixture import Fixture, Report
 from tokenizer.config import TokenizerConfig
 from tokenizer.discriminators.dino import DinoDiscriminator, FrozenDino
@@ -40,7 +41,7 @@ def check(fixture: Fixture, report: Report) -> None:
     )  # fmt: skip
     report.equal("parameters", sum(p.numel() for p in model.parameters()), about["num_parameters"])
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if fixture.path.stem != "disc_dino_backbone" and not fixture.path.stem.startswith("lpips"):
+    if not isinstance(model, FrozenDino | LPIPSNetwork):  # these are frozen by those who use them
         report.equal("trainable", trainable, about["num_parameters_trainable"])
     names = {id(value) for value in model.parameters()}
     kept = zip(state, model.state_dict(keep_vars=True).values(), strict=True)
@@ -54,7 +55,7 @@ def shapes(about: dict[str, Any]) -> dict[str, list[int]]:
 
 def build_from(fixture: Fixture) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model a contract describes, and its state dict under the released names."""
-    about, stem = fixture.about, fixture.path.stem
+    about, judge = fixture.about, discriminators.kind(fixture)
     convolutions = "encoder_ch_mult" in about.get("resolved_config", {})
     if "model_class" in about or convolutions or "encoder_model" in about.get("constructor_args", {}):
         config = _tokenizer(about)
@@ -64,27 +65,38 @@ def build_from(fixture: Fixture) -> tuple[nn.Module, dict[str, Tensor]]:
         model = RAR(models.rar(about["generator_config"], about["codebook_size"]))
     elif "n_layer" in about.get("resolved_config", {}):
         model = _gpt(about)
-    elif stem.startswith("lpips"):
-        model = LPIPSNetwork()
-    elif stem == "disc_patchgan":
+    elif "lin0.model.1.weight" in fixture.keys:
+        model = LPIPSNetwork(channels=[shapes(about)[f"lin{stage}.model.1.weight"][1] for stage in range(5)])
+    elif judge == "patchgan":
         given = about["constructor_args"]
         model = PatchGan(PatchGan.Config(channels=given["ndf"], layers=given["n_layers"]))
-    elif stem.startswith("disc_dino"):
-        config = DinoDiscriminator.Config()
+    elif judge == "backbone":
+        backbone = _backbone(shapes(about))
+        return backbone, {key.removeprefix("vit."): value for key, value in backbone.state_dict().items()}
+    elif judge == "dino":
+        given, width = about["constructor_args"], shapes(about)["heads.0.0.0.weight_orig"][1]
+        config = DinoDiscriminator.Config(
+            kernel=given["ks"], depths=given["key_depths"], width=width, layers=given["depth"], heads=width // 64
+        )
         backbone = FrozenDino(VitConfig(config.width, config.layers, config.heads, 16), config.depths)
-        if stem == "disc_dino_backbone":
-            return backbone, {key.removeprefix("vit."): value for key, value in backbone.state_dict().items()}
         model = DinoDiscriminator(config, backbone)
-    elif stem == "disc_stylegan":
+    elif judge == "stylegan":
         model = StyleGanDiscriminator(StyleGanDiscriminator.Config(about["constructor_args"]["image_size"]))
     else:
-        raise ValueError("no model of ours answers to this contract")
+        raise ValueError("neither the keys nor the constructor arguments are those of a model here")
     return model, model.state_dict()
+
+
+def _backbone(shapes: dict[str, list[int]]) -> FrozenDino:
+    """Of the sizes of a plain ViT's tensors, with the 64 channels a head that every published one has."""
+    width, _, patch, _ = shapes["patch_embed.proj.weight"]
+    layers = len({key.split(".")[1] for key in shapes if key.startswith("blocks.")})
+    return FrozenDino(VitConfig(width, layers, width // 64, patch), [layers - 1])
 
 
 def _tokenizer(about: dict[str, Any]) -> TokenizerConfig:
     if "model_class" in about:
-        redundant = any("_comp" in key for key in about["keys"])
+        redundant = next((shape[0] for key, shape in shapes(about).items() if key.endswith("_comp")), 0)
         grid_model = "2D" in about["model_class"]
         return models.gigatok(about["model_init_args"], about, grid_model=grid_model, redundant=redundant)
     if "resolved_config" in about:
@@ -93,18 +105,14 @@ def _tokenizer(about: dict[str, Any]) -> TokenizerConfig:
 
 
 def _gpt(about: dict[str, Any]) -> GPT:
-    given = about["resolved_config"]
-    learned = "positional_embedding" in about["keys"]
-    return GPT(GPT.Config(
-        size=about["model_name"], codebook_size=given["vocab_size"], num_tokens=given["block_size"],
-        num_classes=given["num_classes"], positions="learned" if learned else "rope2d",
-        condition="class" if given["model_type"] == "c2i" else "caption",
-    ))  # fmt: skip
+    return GPT(models.gpt(about["resolved_config"], "learned" if "positional_embedding" in about["keys"] else "rope2d"))
 
 
 def _recognise(fixture: Fixture, model: nn.Module, report: Report) -> None:
-    """From these keys and shapes alone our loader builds the same architecture."""
+    """From these keys and shapes alone our loader builds the same architecture, wherever they show it."""
     tensors = {key: torch.empty(shape) for key, shape in shapes(fixture.about).items()}
+    if isinstance(model, Tokenizer) and not _shown(model):
+        return
     if isinstance(model, Tokenizer):
         name, released = family(tensors, fixture.name)
         report.equal("recognised as released", released, True)
@@ -115,13 +123,34 @@ def _recognise(fixture: Fixture, model: nn.Module, report: Report) -> None:
         report.equal("recognised quantizer", again.quantizer.config.l2_norm, model.quantizer.config.l2_norm)
         report.equal("recognised heads", _heads(again), _heads(model))
     elif isinstance(model, GPT | RAR):
-        again = build("autoregressive.models:GENERATORS", generator_config(tensors, {}, {}, fixture.name))
+        own = generator_config(tensors, {}, _not_shown(model), fixture.name)
+        again = build("autoregressive.models:GENERATORS", own)
         report.equal("recognised heads", again.heads, model.heads)
         report.equal("recognised tokens", again.num_tokens, model.num_tokens)
     else:
         return
     state = {key: list(value.shape) for key, value in model.state_dict().items()}
     report.equal("recognised keys", {key: list(value.shape) for key, value in again.state_dict().items()}, state)
+
+
+def _shown(model: Tokenizer) -> bool:
+    """Whether heads are 64 wide, and images 256 pixels where no table tells: the loader takes both for granted."""
+    parts = (model.config.encoder, model.config.decoder)
+    sizes = [part.get("transformer", part) for part in parts]
+    return all(size["width"] == 64 * size["heads"] for size in sizes if size.get("width")) and (
+        model.config.encoder["name"] != "cnn" or model.image_size == 256
+    )
+
+
+def _not_shown(model: GPT | RAR) -> dict[str, int]:
+    """What a person has to state: the heads of a GPT of no released size, and its tokens where no table tells."""
+    stated = {}
+    if isinstance(model, GPT):
+        if (model.width, model.num_layers) not in [size[:2] for size in SIZES.values()]:
+            stated["heads"] = model.heads
+        if "positional_embedding" not in model.state_dict() and model.num_tokens != 256:
+            stated["num_tokens"] = model.num_tokens
+    return stated
 
 
 def _heads(model: nn.Module) -> list[int]:

@@ -12,17 +12,24 @@ from tokenizer.layers.vit import VitConfig
 
 
 def matches(fixture: Fixture) -> bool:
-    return fixture.kind in ("tiny", "fullsize") and fixture.path.stem.startswith("disc_")
+    return fixture.kind in ("tiny", "fullsize") and kind(fixture) is not None
+
+
+def kind(fixture: Fixture) -> str | None:
+    """Which discriminator the tensors' names are of; "backbone" is the frozen part of the DINO one alone."""
+    keys = fixture.keys
+    if {"main.0.weight", "main.2.weight"} <= keys:
+        return "patchgan"
+    if {"blocks.0.weight", "final_linear.0.weight"} <= keys:
+        return "stylegan"
+    if "heads.0.0.0.weight_orig" in keys:
+        return "dino"
+    return "backbone" if {"patch_embed.proj.weight", "x_scale"} <= keys else None
 
 
 def check(fixture: Fixture, report: Report) -> None:
     report.recorded = fixture.about.get("fp32_versus_fp64", {})
-    if fixture.path.stem.startswith("disc_patchgan"):
-        _patchgan(fixture, report)
-    elif fixture.path.stem.startswith("disc_dino"):
-        _dino(fixture, report)
-    else:
-        _stylegan(fixture, report)
+    {"patchgan": _patchgan, "dino": _dino, "stylegan": _stylegan}[kind(fixture)](fixture, report)
 
 
 def _stylegan(fixture: Fixture, report: Report) -> None:

@@ -35,7 +35,7 @@ def build(fixture: Fixture) -> Tokenizer:
     grid_model = about["model_class"] == "VQVitModel2DPlus"
     weights = dict(fixture.weights)
     weights.setdefault("quantize.codebook_used", torch.zeros(65536))
-    redundant = any(key.endswith("_comp") for key in weights)
+    redundant = next((len(value) for key, value in weights.items() if key.endswith("_comp")), 0)
     config = models.gigatok(about["init_args"], about, grid_model=grid_model, redundant=redundant)
     model = Tokenizer(config)
     model.load_state_dict(from_released(weights, config.encoder["name"]), strict=True)
@@ -170,7 +170,8 @@ def _gradients(model: nn.Module, fixture: Fixture, report: Report, prefix: str) 
 def _check_released_size(fixture: Fixture, report: Report) -> None:
     about = fixture.about
     given = about["config"]["model"]
-    redundant = any("_comp" in key for key in about["fill"])
+    # The formula's keys come without shapes; the original appends copies of all queries but the first 32.
+    redundant = given["init_args"]["num_latent_tokens"] - 32 if any("_comp" in key for key in about["fill"]) else 0
     config = models.gigatok(given["init_args"], about, grid_model="2D" in given["model_cls"], redundant=redundant)
     released_size(fixture, report, config)
 

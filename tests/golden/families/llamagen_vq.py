@@ -5,19 +5,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from common.config import read_yaml, resolve
 from tests.golden import models
 from tests.golden.families.gigatok import _gradients, released_size
 from tests.golden.fixture import Fixture, Report
-from tests.golden.runner import ROOT
-from tokenizer.config import TokenizerConfig
 from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import from_released
 
 
 def matches(fixture: Fixture) -> bool:
     if fixture.kind == "fullsize":
-        return fixture.path.stem.startswith("llamagen_VQ-")
+        convolutions = {"encoder.conv_in.weight", "decoder.conv_in.weight", "quantize.embedding.weight"}
+        return convolutions <= fixture.keys and "config" not in fixture.about
     return fixture.kind == "tiny" and "model_class" not in fixture.about and (
         "encoder_ch_mult" in fixture.about.get("constructor_args", {})
     )
@@ -25,8 +23,8 @@ def matches(fixture: Fixture) -> bool:
 
 def check(fixture: Fixture, report: Report) -> None:
     if fixture.kind == "fullsize":
-        config = read_yaml(ROOT / f"configs/vq/{fixture.path.stem}.yaml")["model"]
-        released_size(fixture, report, resolve(TokenizerConfig, config, where="model"))
+        arguments = fixture.arguments("resolved_config", "constructor_args")
+        released_size(fixture, report, models.llamagen(arguments, fixture.about))
         return
     about, io = fixture.about, fixture.io
     recorded = about["fp32_versus_fp64_max_relative_difference"]

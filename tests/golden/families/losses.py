@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.golden.families.lpips import matches as is_lpips
 from tests.golden.families.lpips import narrow
 from tests.golden.fixture import Fixture, Report
 from tokenizer.discriminators.patchgan import PatchGan
@@ -28,7 +29,7 @@ CALLS_IN_TURN = "discriminator_loss_two_consecutive_calls"
 
 
 def matches(fixture: Fixture) -> bool:
-    return fixture.kind == "tiny" and fixture.path.stem.startswith("losses")
+    return fixture.kind == "tiny" and "objective_results" in fixture.about
 
 
 def check(fixture: Fixture, report: Report) -> None:
@@ -75,7 +76,7 @@ class Objective:
     def __init__(self, fixture: Fixture):
         self.io, self.constants = fixture.io, fixture.about["objective_constants"]
         self.weights = {key[5:]: value for key, value in fixture.weights.items() if key.startswith("disc.")}
-        self.lpips = narrow(fixture.sibling("lpips"))
+        self.lpips = narrow(fixture.beside(is_lpips))
 
     def _start(self, overrides: dict[str, Any]) -> dict[str, Any]:
         settings = {**self.constants["base"], **overrides}

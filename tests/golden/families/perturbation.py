@@ -10,7 +10,7 @@ from tokenizer.quantizers.vq import VectorQuantizer
 
 
 def matches(fixture: Fixture) -> bool:
-    return fixture.kind == "tiny" and "perturbation" in fixture.path.stem
+    return fixture.kind == "tiny" and {"alpha", "beta", "delta"} <= fixture.case
 
 
 def check(fixture: Fixture, report: Report) -> None:

@@ -10,7 +10,7 @@ from tokenizer.quantizers.vq import VectorQuantizer, entropy_loss
 
 
 def matches(fixture: Fixture) -> bool:
-    return fixture.kind == "tiny" and fixture.path.stem.startswith("quantizer")
+    return fixture.kind == "tiny" and {"l2_norm", "rot"} <= fixture.case
 
 
 def check(fixture: Fixture, report: Report) -> None:

@@ -24,8 +24,9 @@ def check(fixture: Fixture, report: Report) -> None:
         with torch.device("meta"):
             shapes = to_released(Tokenizer(config).state_dict(), "dino_vit")
         shapes["quantize.ema_vocab_hit_SV"] = torch.zeros(config.quantizer["codebook_size"])
-        for side, kept in (("encoder", 256), ("decoder", 257)):
-            shapes[f"{side}.lvl1LC"] = (torch.arange(257 + kept) >= 257).long()[None]
+        patches, latents = 1 + 16**2, about["constructor_args"]["num_latent_tokens"]
+        for side, kept in (("encoder", latents), ("decoder", 1 + latents)):
+            shapes[f"{side}.lvl1LC"] = (torch.arange(patches + kept) >= patches).long()[None]
         weights = filled(about, shapes)
     else:
         weights = fixture.weights

@@ -10,7 +10,7 @@ from tests.golden.fixture import Fixture, Report
 
 
 def matches(fixture: Fixture) -> bool:
-    return fixture.kind == "tiny" and fixture.path.stem.startswith("sampler")
+    return fixture.kind == "tiny" and isinstance(fixture.about.get("cases"), list) and "logits" in fixture.io
 
 
 def check(fixture: Fixture, report: Report) -> None:

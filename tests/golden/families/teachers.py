@@ -12,7 +12,7 @@ TEACHERS = {"dinov2": DinoV2, "clip_dfn": ClipDfn, "siglip": SigLip}
 
 
 def matches(fixture: Fixture) -> bool:
-    return fixture.kind == "tiny" and fixture.path.stem.startswith("teacher")
+    return fixture.kind == "tiny" and "rules" in fixture.about and "pos_embed_in" in fixture.io
 
 
 def check(fixture: Fixture, report: Report) -> None:
