@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError, nearest
 
@@ -171,7 +171,7 @@ def load_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"config file {str(path)!r} is its own base; remove one 'base:' from the circle")
     try:
         raw = _read_text(path.read_text("utf-8-sig"))
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise UserError(f"config file {str(path)!r} is not valid YAML: {str(error).strip().splitlines()[0]}") from error
     if not isinstance(raw, dict):
         raise UserError(f"config file {str(path)!r} does not hold a mapping of keys to values")
@@ -183,7 +183,10 @@ def load_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _read_text(text: str) -> Any:
-    return _TextLoader(text).get_single_data()
+    raw = _TextLoader(text).get_single_data()
+    if "${" not in text:
+        return raw
+    return OmegaConf.to_container(OmegaConf.create(plain(raw)), resolve=True)  # interpolations
 
 
 def read_entry(entry: str) -> dict[str, Any]:
@@ -193,7 +196,7 @@ def read_entry(entry: str) -> dict[str, Any]:
     if text.lstrip().startswith(("{", "[")):
         try:
             value = _read_text(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
             raise UserError(f"cannot read {entry!r}: {str(error).splitlines()[0]}; expected key=value") from error
     for key in reversed(dotted.split(".")):
         value = {key: value}
@@ -286,7 +289,8 @@ def _typed(value: Any, hint: Any) -> Any:
     if isinstance(value, Text) and type(None) in kinds and value.lower() in ("", "null", "~"):
         return None
     if str in kinds:
-        return os.path.expanduser(value) if value == "~" or value.startswith("~/") else str(value)
+        path = os.path.expanduser(value) if value == "~" or value.startswith("~/") else str(value)
+        return path.replace("${", r"\${")  # which OmegaConf reads as plain text
     read = plain(value)
     decimal = type(read) is int and hint is not Any and re.fullmatch("[-+]?0*[1-9][0-9:_]*", value)
     return str(value) if decimal else read  # OmegaConf reads 010 as 10 and refuses 1:30, YAML 1.1 reads 8 and 90
@@ -302,8 +306,6 @@ def _refused(schema: type, given: Any, error: OmegaConfBaseException, where: str
         help = next(field for field in dataclasses.fields(schema) if field.name == name).metadata["help"]
         flag = f"--{name.replace('_', '-')}"
         return UserError(f"{dotted!r} is not set ({help}); give it as {dotted}=VALUE or {flag} VALUE")
-    if isinstance(error, InterpolationResolutionError):
-        return UserError(f"key {dotted!r}: {str(error).splitlines()[0]}")
     return UserError(f"key {dotted!r} got {given.get(name)!r}; expected {type_name(schema, name)}")
 
 
