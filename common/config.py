@@ -6,18 +6,17 @@ Precedence: schema defaults < YAML < command line, left to right. What a schema 
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
+
+from omegaconf import MISSING
 
 from common.errors import UserError, nearest
 from common.help import Alias, render
 from common.schema import (
-    MISSING,
     build,
     dump,
     field_types,
@@ -32,27 +31,13 @@ from common.schema import (
     read_entry,
     read_yaml,
     resolve,
-    type_name,
 )
 
 __all__ = [
-    "MISSING",
-    "Alias",
-    "build",
-    "dump",
-    "lookup",
-    "main",
-    "merge",
-    "nested_schema",
-    "opt",
-    "parse",
-    "part",
-    "parts",
-    "plain",
-    "read_yaml",
-    "resolve",
-    "type_name",
-]
+    "MISSING", "Alias", "build", "dump", "lookup", "main", "merge", "nested_schema", "opt", "parse", "part", "parts",
+    "plain", "read_yaml", "resolve", "sentence",
+]  # fmt: skip
+
 
 def parse(
     schema: type,
@@ -60,14 +45,13 @@ def parse(
     *,
     aliases: Mapping[str, Alias] | None = None,
     about: str = "",
-    default_config: str | None = None,
     translate: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Any:
     """Read a job's command line.
 
     Understood, freely mixed: `--config FILE` (repeatable), `key.sub=value`, `--key.sub value`,
     `--flag value`, `--flag=value`, `--flag` / `--no-flag` for booleans, `--dry-run` (print the resolved
-    config and exit), `--help`. Every top-level field of `schema` is also a flag (`_` written as `-`);
+    config and exit), `--help [PART]`. Every top-level field of `schema` is also a flag (`_` written as `-`);
     `aliases` adds the spellings of the papers' READMEs, `translate` turns their YAML files into ours.
 
     Raises: UserError for anything not understood. SystemExit(0) after --help and --dry-run.
@@ -79,48 +63,35 @@ def parse(
         topic = argv[asked[0] + 1 : asked[0] + 2]
         print(render(schema, aliases, about, topic[0] if topic and not topic[0].startswith("-") else None))
         raise SystemExit(0)
-    raw: dict[str, Any] = load_yaml(Path(default_config)) if default_config else {}
-    dry_run = False
+    raw: dict[str, Any] = {}
     command_line: dict[str, Any] = {}
-    at = 0
-    while at < len(argv):
-        word = argv[at]
-        at += 1
-        if word == "--dry-run":
-            dry_run = True
+    known = {*aliases, *field_types(schema), *(name.replace("_", "-") for name in field_types(schema))}
+    words = [word for word in argv if word != "--dry-run"]
+    while words:
+        flag, equals, value = words.pop(0).partition("=")
+        dashes = flag.startswith("--")
+        flag = flag.removeprefix("--")
+        if not equals:
+            if not dashes:
+                raise UserError(f"got {flag!r}; expected --flag VALUE or key=value (see --help)")
+            value = _value(words, _is_switch(schema, flag, aliases))
+        if flag == "config" or (flag == "model-config" and dashes and flag not in known):
+            raw = merge(raw, respell(translate(load_yaml(value)), aliases))
             continue
-        if not word.startswith("--"):
-            key, equals, value = word.partition("=")
-            if not equals:
-                raise UserError(f"got {word!r}; expected --flag VALUE or key=value (see --help)")
-            if key == "config":
-                raw = merge(raw, respell(translate(load_yaml(Path(value))), aliases))
-                continue
-            entries = _flag_entries(schema, key, value, aliases) if key in aliases else [word]
-        else:
-            flag, equals, value = word[2:].partition("=")
-            if not equals:
-                takes_none = at >= len(argv) or argv[at].startswith("--") or _is_switch(schema, flag, aliases)
-                if takes_none and not (at < len(argv) and argv[at].lower() in ("true", "false")):
-                    value = "true"
-                else:
-                    value = argv[at]
-                    at += 1
-            if flag == "config" or (flag == "model-config" and not _is_known(schema, flag, aliases)):
-                raw = merge(raw, respell(translate(load_yaml(Path(value))), aliases))
-                continue
-            entries = _flag_entries(schema, flag, value, aliases)
-        for entry in entries:
+        is_flag = dashes or flag in aliases
+        for entry in _flag_entries(known, flag, value, aliases) if is_flag else [f"{flag}={value}"]:
             command_line = merge(command_line, read_entry(entry))
     config = resolve(schema, merge(raw, command_line))
-    if dry_run:
+    if "--dry-run" in argv:
         print(dump(config), end="")
         raise SystemExit(0)
     return config
 
 
-def _is_known(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:
-    return flag in aliases or flag.replace("-", "_") in {field.name for field in dataclasses.fields(schema)}
+def _value(words: list[str], switch: bool) -> str:
+    """The value of a flag without `=`: the next word, or `true` if none follows or the flag takes none."""
+    takes = bool(words) and not words[0].startswith("--")
+    return words.pop(0) if takes and (not switch or words[0].lower() in ("true", "false")) else "true"
 
 
 def respell(raw: Mapping[str, Any], aliases: Mapping[str, Alias]) -> dict[str, Any]:
@@ -162,18 +133,16 @@ def _is_switch(schema: type, flag: str, aliases: Mapping[str, Alias]) -> bool:
     return field_types(schema).get(target.split(".")[-1]) is bool
 
 
-def _flag_entries(schema: type, flag: str, value: str, aliases: Mapping[str, Alias]) -> list[str]:
-    fields = {field.name for field in dataclasses.fields(schema)}
+def _flag_entries(known: set[str], flag: str, value: str, aliases: Mapping[str, Alias]) -> list[str]:
+    """What a flag means, as `key=value` entries."""
     if flag in aliases:
         target = aliases[flag]
         return target(value) if callable(target) else [f"{target}={value}"]
-    if "." in flag or flag.replace("-", "_") in fields:
+    if "." in flag or flag in known:
         return [f"{flag.replace('-', '_')}={value}"]
     if flag.startswith("no-"):
-        inverted = _flag_entries(schema, flag[3:], "false", aliases)
-        return inverted
-    known = sorted({*aliases, *(name.replace("_", "-") for name in fields)})
-    raise UserError(f"unknown flag '--{flag}'{nearest(flag, known)}; see --help")
+        return _flag_entries(known, flag[3:], "false", aliases)
+    raise UserError(f"unknown flag '--{flag}'{nearest(flag, sorted(known))}; see --help")
 
 
 def main(job: Callable[[], Any]) -> None:

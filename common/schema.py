@@ -12,37 +12,15 @@ import importlib
 import os
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError, nearest
-
-__all__ = [
-    "MISSING",
-    "bounds",
-    "build",
-    "dump",
-    "load_yaml",
-    "lookup",
-    "merge",
-    "nested_schema",
-    "opt",
-    "part",
-    "parts",
-    "plain",
-    "read_entry",
-    "read_yaml",
-    "resolve",
-    "table_names",
-    "type_name",
-]
-
-
 
 # ---------------------------------------------------------------------------------------------- declaring
 
@@ -50,10 +28,11 @@ __all__ = [
 def opt(
     default: Any, help: str, choices: Sequence[str] = (), low: float | None = None, high: float | None = None
 ) -> Any:
-    """A documented field. Mutable defaults are copied for every instance.
+    """A documented option. Mutable defaults are copied for every instance; MISSING makes the option required.
 
     Args:
-        choices: the only texts that are accepted. low, high: inclusive bounds of a number, or of each number of a list.
+        choices: the only texts that are accepted. low, high: inclusive bounds of a number. All three apply to each
+            element of a list.
     """
     about = {"help": help, "choices": tuple(choices), "low": low, "high": high}
     if isinstance(default, list | dict):
@@ -67,8 +46,29 @@ def part(table: str, help: str, default: Mapping[str, Any] | None = None) -> Any
 
 
 def parts(table: str, help: str, default: Mapping[str, Any] | None = None) -> Any:
-    """A map of optional parts: key -> mapping (or null = off). `name` defaults to the key."""
+    """A map of optional parts: key -> mapping; true = defaults, null or false = off. `name` defaults to the key."""
     return dataclasses.field(default_factory=lambda: dict(default or {}), metadata={"help": help, "parts": table})
+
+
+def field_types(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema)
+
+
+def nested_schema(schema: type, key: str) -> type | None:
+    """The dataclass that a field holds, also as `X | None`; None for other fields."""
+    hint = field_types(schema).get(key)
+    held = (hint, *typing.get_args(hint))
+    return next((each for each in held if isinstance(each, type) and dataclasses.is_dataclass(each)), None)
+
+
+def type_name(schema: type, key: str) -> str:
+    """A field's type as shown to users: `int`, `str | None`, `list[float]`."""
+    hint = field_types(schema)[key]
+    return (hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)).replace("typing.", "")
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 # ---------------------------------------------------------------------------------------------- looking up
@@ -103,14 +103,46 @@ def table_names(table: str) -> list[str]:
     return sorted(_import(table))
 
 
-def build(table: str, mapping: Mapping[str, Any], **context: Any) -> Any:
-    """Instantiate the part that `mapping` (with a `name`) describes: `cls(config, **context)`."""
-    cls = lookup(table, mapping["name"])
-    keys = {key: value for key, value in mapping.items() if key != "name"}
-    return cls(resolve(cls.Config, keys, where=mapping["name"]), **context)
+# ---------------------------------------------------------------------------------------------- reading
 
 
-# ---------------------------------------------------------------------------------------------- merging
+class Text(str):
+    """A scalar as the user wrote it (`0042`, `no`, `1e3`): the option decides whether it is text or a number."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without timestamps and with `1e-4` as a float, which YAML 1.1 takes for a string."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"key {twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+class _TextLoader(_Loader):
+    """YAML whose numbers, booleans and nulls stay as written."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+for _tag in ("int", "float", "bool", "null"):
+    _TextLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda loader, node: Text(node.value))
+
+
+def plain(value: Any) -> Any:
+    """`value` with every Text in it read by YAML's rules: `no` is False, `1e-4` a float."""
+    if isinstance(value, Text):
+        return _Loader(value).get_single_data()
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def merge(base: Any, override: Any) -> Any:
@@ -127,11 +159,12 @@ def merge(base: Any, override: Any) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file as a plain dict, its `base:` files (relative to it) merged underneath. `1e-4` is a float."""
-    return plain(load_yaml(Path(path)))
+    return plain(load_yaml(path))
 
 
-def load_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """As `read_yaml`, with every number, boolean and null as a `Scalar`."""
+def load_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """As `read_yaml`, with every number, boolean and null as Text."""
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"config file {str(path)!r} does not exist; expected a YAML file (--config FILE)")
     if path.resolve() in seen:
@@ -139,8 +172,7 @@ def load_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         raw = _read_text(path.read_text("utf-8-sig"))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"config file {str(path)!r} is not valid YAML: {first_line}") from error
+        raise UserError(f"config file {str(path)!r} is not valid YAML: {str(error).strip().splitlines()[0]}") from error
     if not isinstance(raw, dict):
         raise UserError(f"config file {str(path)!r} does not hold a mapping of keys to values")
     bases = plain(raw.pop("base", None)) or []
@@ -150,140 +182,145 @@ def load_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(merged, raw)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scalar:
-    """A YAML scalar that is not a string: its text, which an option that takes a string keeps, and its value."""
-
-    text: str
-    value: Any
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with scalars that remember their text. `1e-4` is a float, which YAML 1.1 takes for a string."""
-
-
-def _scalar(kind: str) -> Callable[[yaml.SafeLoader, yaml.ScalarNode], Scalar]:
-    construct = getattr(yaml.SafeLoader, f"construct_yaml_{kind}")
-    return lambda loader, node: Scalar(node.value, construct(loader, node))
-
-
-for _kind in ("int", "float", "bool", "null", "timestamp"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _scalar(_kind))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def _read_text(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        raw = loader.get_single_data()
-    finally:
-        loader.dispose()
+    raw = _TextLoader(text).get_single_data()
     if "${" not in text:
         return raw
     return OmegaConf.to_container(OmegaConf.create(plain(raw)), resolve=True)  # interpolations
 
 
-def plain(value: Any) -> Any:
-    """`value` with every `Scalar` replaced by its value."""
-    if isinstance(value, Scalar):
-        return value.value
-    if isinstance(value, Mapping):
-        return {plain(key): plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list) else value
+def read_entry(entry: str) -> dict[str, Any]:
+    """`key.sub=value` as a mapping. A value in braces or brackets is YAML; any other is kept as Text."""
+    dotted, _, text = entry.partition("=")
+    value: Any = Text(text)
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            value = _read_text(text)
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+            raise UserError(f"cannot read {entry!r}: {str(error).splitlines()[0]}; expected key=value") from error
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value
 
 
 # ---------------------------------------------------------------------------------------------- checking
 
 
+class Part(dict):
+    """A part's `name` and all its options; `config` holds the same options as an instance of its class's Config."""
+
+    config: Any = None
+
+
+def build(table: str, mapping: Mapping[str, Any], **context: Any) -> Any:
+    """Instantiate the part that `mapping` (with a `name`) describes: `cls(config, **context)`."""
+    whole = mapping if isinstance(mapping, Part) and mapping.config else _complete(table, mapping, mapping["name"])
+    return lookup(table, whole["name"])(whole.config, **context)
+
+
 def resolve(schema: type, raw: Mapping[str, Any], where: str = "") -> Any:
     """Check `raw` against the dataclass `schema` and return an instance with every default filled in.
 
-    Raises: UserError for an unknown key (with the nearest known one), a wrong type, or a missing value.
+    Raises: UserError for an unknown key (with the nearest known one), a wrong type, a value out of range, or a
+    missing value.
     """
-    fields = {field.name: field for field in dataclasses.fields(schema)}
-    leaves: dict[str, Any] = {}
-    deep: dict[str, Any] = {}
-    for key, value in raw.items():
-        dotted = f"{where}.{key}" if where else str(key)
-        if key not in fields:
-            raise UserError(f"unknown key {dotted!r}{nearest(str(key), fields)}; known here: {', '.join(fields)}")
-        nested = nested_schema(schema, key)
-        if nested:
-            absent = plain(value) is None and type(None) in getattr(field_types(schema)[key], "__args__", ())
-            deep[key] = None if absent else resolve(nested, _mapping(value, dotted), where=dotted)
-        elif {"part", "parts"} & fields[key].metadata.keys():
-            deep[key] = value
-        else:
-            leaves[key] = _typed(value, field_types(schema)[key])
+    found: dict[tuple[str, ...], Any] = {}
+    given = _read(schema, raw, where, (), found)
     try:
-        checked = OmegaConf.merge(OmegaConf.structured(_leaf_schema(schema)), leaves)
-        values = OmegaConf.to_container(checked, throw_on_missing=False)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or getattr(error, "key", "")
-        dotted = ".".join(filter(None, (where, str(key))))
-        raise UserError(f"key {dotted!r}: {str(error).splitlines()[0]}") from error
-    for name, field in fields.items():
-        dotted = f"{where}.{name}" if where else name
-        if field.metadata.get("part"):
-            default = field.default_factory()
-            deep[name] = _complete(field.metadata["part"], merge(default, deep.get(name, {})), dotted)
-        elif field.metadata.get("parts"):
-            given = merge(field.default_factory(), deep.get(name) or {})
-            table = field.metadata["parts"]
-            deep[name] = {
-                key: _complete(table, merge({"name": key}, {} if value is True else value), f"{dotted}.{key}")
-                for key, value in _switched_on(given).items()
+        raise _refused(schema, given, error, where) from error
+    for (*groups, name), value in found.items():
+        owner = config
+        for group in groups:
+            owner = getattr(owner, group)
+        setattr(owner, name, value)
+    _check(config, where)
+    return config
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _read(schema: type, raw: Any, where: str, groups: tuple[str, ...], found: dict[tuple[str, ...], Any]) -> Any:
+    """`raw` as OmegaConf checks it, every Text read as its option asks. Completed parts are put into `found`."""
+    if not isinstance(raw, Mapping):
+        raise UserError(f"key {where!r} got {raw!r}; expected a mapping of keys to values")
+    types = field_types(schema)
+    if unknown := next((str(key) for key in raw if key not in types), None):
+        dotted = _join(where, unknown)
+        raise UserError(f"unknown key {dotted!r}{nearest(unknown, types)}; known here: {', '.join(types)}")
+    given = {}
+    for field in dataclasses.fields(schema):
+        key, default, dotted, at = field.name, default_of(field), _join(where, field.name), (*groups, field.name)
+        if table := field.metadata.get("part"):
+            found[at] = _complete(table, merge(default, raw.get(key, {})), dotted)
+        elif table := field.metadata.get("parts"):
+            switched = {name: _switch(value) for name, value in merge(default, _switch(raw.get(key)) or {}).items()}
+            found[at] = {
+                name: _complete(table, merge({"name": name}, value), f"{dotted}.{name}")
+                for name, value in switched.items()
+                if value is not None
             }
-        elif nested_schema(schema, name) and name not in deep:
-            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-            deep[name] = None if default is None else resolve(nested_schema(schema, name), {}, where=dotted)
-    values.update({name: deep[name] for name in deep})
-    for name in fields:
-        if isinstance(values.get(name), str) and values[name] == MISSING:
-            dotted = f"{where}.{name}" if where else name
-            help = fields[name].metadata.get("help", "")
-            raise UserError(
-                f"{dotted!r} is not set ({help}); give it as {dotted}=VALUE or --{name.replace('_', '-')} VALUE"
-            )
-        _check_range(f"{where}.{name}" if where else name, values.get(name), fields[name].metadata)
-    return schema(**values)
+        elif nested := nested_schema(schema, key):
+            value = raw.get(key, None if default is None else {})
+            value = _switch(value) if type(None) in typing.get_args(types[key]) else value
+            given[key] = None if value is None else _read(nested, value, dotted, at, found)
+        elif key in raw:
+            given[key] = _typed(raw[key], types[key])
+    return given
 
 
-def _switched_on(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts that are neither null nor false."""
-    bare = {key: plain(value) if isinstance(value, Scalar) else value for key, value in given.items()}
-    return {key: value for key, value in bare.items() if value is not None and value is not False}
+def _switch(value: Any) -> Any:
+    """An optional group or part: true = its defaults, false and null = off."""
+    value = plain(value) if isinstance(value, Text) else value
+    return {} if value is True else None if value is False else value
 
 
 def _typed(value: Any, hint: Any) -> Any:
     """A leaf's value as its type wants it: text stays as it was written, and a leading `~` is the home folder."""
-    kinds = (hint, *getattr(hint, "__args__", ()))
+    kinds = (hint, *typing.get_args(hint))
     if isinstance(value, list):
-        [inner] = [kind for kind in kinds if getattr(kind, "__origin__", None) is list] or [list[Any]]
-        return [_typed(item, inner.__args__[0]) for item in value]
-    if isinstance(value, Scalar) and str in kinds and not (value.value is None and type(None) in kinds):
-        value = value.text
-    value = plain(value)
-    if isinstance(value, str) and (value == "~" or value.startswith("~/")):
-        return os.path.expanduser(value)
-    return value
+        held = next((typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is list), Any)
+        return [_typed(item, held) for item in value]
+    if not isinstance(value, str):
+        return plain(value)
+    if isinstance(value, Text) and type(None) in kinds and value.lower() in ("", "null", "~"):
+        return None
+    if str in kinds:
+        path = os.path.expanduser(value) if value == "~" or value.startswith("~/") else str(value)
+        return path.replace("${", r"\${")  # which OmegaConf reads as plain text
+    read = plain(value)
+    decimal = type(read) is int and hint is not Any and re.fullmatch("[-+]?0*[1-9][0-9:_]*", value)
+    return str(value) if decimal else read  # OmegaConf reads 010 as 10 and refuses 1:30, YAML 1.1 reads 8 and 90
 
 
-def _check_range(dotted: str, value: Any, about: Mapping[str, Any]) -> None:
+def _refused(schema: type, given: Any, error: OmegaConfBaseException, where: str) -> UserError:
+    """OmegaConf's error in one sentence."""
+    *groups, name = str(error.full_key).partition("[")[0].split(".")
+    for group in groups:
+        schema, given = nested_schema(schema, group), given.get(group, {})
+    dotted = ".".join(filter(None, (where, *groups, name)))
+    if isinstance(error, MissingMandatoryValue):
+        help = next(field for field in dataclasses.fields(schema) if field.name == name).metadata["help"]
+        flag = f"--{name.replace('_', '-')}"
+        return UserError(f"{dotted!r} is not set ({help}); give it as {dotted}=VALUE or {flag} VALUE")
+    return UserError(f"key {dotted!r} got {given.get(name)!r}; expected {type_name(schema, name)}")
+
+
+def _check(config: Any, where: str) -> None:
     """Raises: UserError for a value outside the choices or bounds of its field."""
-    choices, low, high = about.get("choices"), about.get("low"), about.get("high")
-    for each in value if isinstance(value, list) else [value]:
-        if each is None or each == MISSING:
-            continue
-        if choices and each not in choices:
-            raise UserError(f"{dotted} got {each!r}; expected {', '.join(choices[:-1])} or {choices[-1]}")
-        if isinstance(each, int | float) and ((low is not None and each < low) or (high is not None and each > high)):
-            raise UserError(f"{dotted} got {each}; expected {bounds(low, high)}")
+    for field in dataclasses.fields(config):
+        value, dotted = getattr(config, field.name), _join(where, field.name)
+        choices, low, high = (field.metadata.get(key) for key in ("choices", "low", "high"))
+        if dataclasses.is_dataclass(value):
+            _check(value, dotted)
+        for each in value if isinstance(value, list) else [value]:
+            if choices and each is not None and each not in choices:
+                raise UserError(f"{dotted} got {each!r}; expected {', '.join(choices[:-1])} or {choices[-1]}")
+            if isinstance(each, int | float) and not (low is None or each >= low) & (high is None or each <= high):
+                raise UserError(f"{dotted} got {each}; expected {bounds(low, high)}")
 
 
 def bounds(low: float | None, high: float | None) -> str:
@@ -292,72 +329,22 @@ def bounds(low: float | None, high: float | None) -> str:
     return f"at least {low:g}" if low is not None else f"at most {high:g}"
 
 
-def _mapping(value: Any, dotted: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"key {dotted!r} got {value!r}; expected a mapping of keys to values")
-    return value
-
-
-def _complete(table: str, mapping: Any, dotted: str) -> dict[str, Any] | None:
-    """A part's mapping with the defaults of its Config filled in; {} or null means no part."""
+def _complete(table: str, mapping: Any, dotted: str) -> Part | None:
+    """A part's mapping with the defaults of its Config filled in; {}, null and false mean no part."""
+    mapping = _switch(mapping)
     if not mapping:
         return None
-    _mapping(mapping, dotted)
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"key {dotted!r} got {mapping!r}; expected a mapping of keys to values")
     if "name" not in mapping:
         raise UserError(f"key {dotted!r} has no 'name'; expected one of {', '.join(table_names(table))}")
-    cls = lookup(table, mapping["name"])
     own = {key: value for key, value in mapping.items() if key != "name"}
-    return {"name": mapping["name"], **dataclasses.asdict(resolve(cls.Config, own, where=dotted))}
-
-
-def nested_schema(schema: type, key: str) -> type | None:
-    """The dataclass a field holds, if it holds one (also `X | None`)."""
-    hint = field_types(schema).get(key)
-    for candidate in (hint, *getattr(hint, "__args__", ())):
-        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
-            return candidate
-    return None
-
-
-def type_name(schema: type, key: str) -> str:
-    """A field's type as a person would write it: `int`, `str | None`, `list[float]`."""
-    hint = field_types(schema)[key]
-    return hint.__name__ if isinstance(hint, type) and not getattr(hint, "__args__", ()) else str(hint)
-
-
-def field_types(schema: type) -> dict[str, Any]:
-    return typing.get_type_hints(schema)
-
-
-def _leaf_schema(schema: type) -> type:
-    """`schema` without its nested dataclasses and parts, for OmegaConf to check the plain values' types."""
-    hints = field_types(schema)
-    kept = []
-    for field in dataclasses.fields(schema):
-        if nested_schema(schema, field.name) or {"part", "parts"} & field.metadata.keys():
-            continue
-        if field.default_factory is not dataclasses.MISSING:
-            default = dataclasses.field(default_factory=field.default_factory)
-        elif field.default is dataclasses.MISSING:
-            default = dataclasses.field(default=MISSING)
-        else:
-            default = dataclasses.field(default=field.default)
-        kept.append((field.name, hints[field.name], default))
-    return dataclasses.make_dataclass(schema.__name__, kept)
+    config = resolve(lookup(table, mapping["name"]).Config, own, where=dotted)
+    whole = Part({"name": str(mapping["name"])} | dataclasses.asdict(config))
+    whole.config = config
+    return whole
 
 
 def dump(config: Any) -> str:
     """A resolved config as YAML that reads back to the same config."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
-
-
-def read_entry(entry: str) -> dict[str, Any]:
-    """`key.sub=value` as a mapping."""
-    dotted, _, text = entry.partition("=")
-    try:
-        value = _read_text(text) if text else ""
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {entry!r}: {str(error).splitlines()[0]}; expected key=value") from error
-    for key in reversed(dotted.split(".")):
-        value = {key: value}
-    return value
+    return OmegaConf.to_yaml(plain(dataclasses.asdict(config)))

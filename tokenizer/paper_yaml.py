@@ -77,7 +77,7 @@ def from_robustok(raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not THEIRS & raw.keys():
         return dict(raw)
-    raw = plain(raw)
+    written, raw = raw, plain(raw)
     known = {*RENAMED, *CHOICES, *ONLY, *WITHOUT_EFFECT, *TOGETHER}
     changes: dict[str, Any] = {}
     for key, value in raw.items():
@@ -86,7 +86,7 @@ def from_robustok(raw: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         if key in RENAMED:
-            changes[RENAMED[key]] = value
+            changes[RENAMED[key]] = written[key]
         elif key in CHOICES:
             changes |= {k: v for k, v in _one_of(key, value, CHOICES[key]).items() if k != "freeze"}
         elif key in ONLY:
