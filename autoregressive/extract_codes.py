@@ -16,10 +16,10 @@ from autoregressive.config import ExtractConfig
 from autoregressive.paper_flags import EXTRACT_FLAGS
 from common import checkpoint, config, dist
 from common.codes import ChunkedWriter, hash_names, import_npy
+from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.errors import UserError
 from common.images import center_crop
-from common.shards import open_images
 from tokenizer.frozen_codes import codes_fingerprint
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.layers import DropPath, RMSNorm, attend, rotate
+from common.layers import DropPath, RMSNorm, rotate
 
 __all__ = ["Attention", "Block", "FeedForward", "KVCache", "keep_caches_uncompiled", "modulate"]
 
@@ -63,7 +63,7 @@ class KVCache:
         self.values[layer, :rows, :, position:end] = value
         keys, values = self.keys[layer, :rows, :, :end], self.values[layer, :rows, :, :end]
         causal = shown is None and position == 0
-        found = attend(query.to(keys.dtype), keys, values, shown, causal)
+        found = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values, shown, is_causal=causal)
         return found.to(query.dtype)
 
 
@@ -105,7 +105,7 @@ class Attention(nn.Module):
             mixed = cache.attend(layer, position, query, key, value, shown)
         else:
             dropout = self.dropout if self.training else 0.0
-            mixed = attend(query, key, value, shown, causal=shown is None, dropout=dropout)
+            mixed = F.scaled_dot_product_attention(query, key, value, shown, is_causal=shown is None, dropout_p=dropout)
         return self.residual_dropout(self.wo(mixed.transpose(1, 2).reshape(batch, steps, width)))
 
 

@@ -23,12 +23,12 @@ from autoregressive.released import class_names
 from autoregressive.sample import ImageSampler
 from common import checkpoint, config, dist
 from common.codes import hash_names
+from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.errors import UserError
 from common.images import from_pixels
 from common.numerics import numpy_generator
 from common.pairs import PairWriter
-from common.shards import open_images
 from tokenizer.frozen_codes import codes_fingerprint
 
 

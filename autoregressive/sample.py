@@ -20,7 +20,7 @@ from tqdm import tqdm
 import tokenizer as tokenizers
 from autoregressive.config import DrawConfig, SampleConfig, Sampling
 from autoregressive.cuda_graph import RecordedDraw, SideQueue
-from autoregressive.fast_linears import EIGHT_BITS, pack_linears, store_in_eight_bits
+from autoregressive.fast_linears import EIGHT_BITS, store_in_eight_bits
 from autoregressive.generate import check_num_tokens, generate
 from autoregressive.guidance import Guidance
 from autoregressive.layers import KVCache, keep_caches_uncompiled
@@ -34,6 +34,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import read_image, to_pixels, write_png
 from common.npz import NpzWriter, PartWriter
+from common.provenance import read_provenance
 from tokenizer.inference import Inference
 from tokenizer.model import Tokenizer
 
@@ -56,8 +57,6 @@ class ImageSampler:
             generator = generator.to(torch.bfloat16)
         if precision in EIGHT_BITS:
             store_in_eight_bits(generator, precision)
-        elif precision == "bf16" and device.type == "cpu":
-            pack_linears(generator)
         if compile:
             from common.parallel import compile_units  # imports FSDP, which takes time and is not needed otherwise
 
@@ -126,7 +125,8 @@ def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
     labels = choose_labels(config, sampler.generator.num_classes)
     paths = _paths(folder, labels, config, sampler.generator.num_classes)
     settings = _settings(config)
-    about = {"kind": "generation", "num_images": len(paths), **settings}
+    names = read_provenance(config.gpt_ckpt).get("classes")
+    about = {"kind": "generation", "num_images": len(paths), "class_names": names, **settings}
     if world.is_main:
         _claim(folder, settings)
         for parent in {path.parent for path in paths} if config.png else ():

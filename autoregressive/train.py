@@ -19,13 +19,13 @@ from autoregressive.regression import RegressedGenerator
 from common import checkpoint, config, dist, loop, numerics, optim, parallel
 from common.codes import CodeStore
 from common.config import build
+from common.containers import open_images
 from common.data import batches, share, stream
 from common.dist import World
 from common.errors import UserError
 from common.estimate import measure
 from common.images import from_pixels
 from common.paper_flags import joined
-from common.shards import open_images
 from common.token_lines import TokenLines
 from common.trainee import Trainee
 from tokenizer.frozen_codes import codes_fingerprint
@@ -203,18 +203,23 @@ class GeneratorTrainee(Trainee):
         if self.regressed:
             checkpoint.load_into(self.regressed.heads, weights("regression"), "regression")
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean cross-entropy per code on the held-out store, every code once, labels shown."""
-        model = self.ema.module if self.ema else self.model.eval()
+        """Mean cross-entropy per code on the held-out store, in nats, with labels: `val/loss` of the trained weights,
+        which jobs use by default, and `val/loss_ema` of their average, if there is one."""
+        found = {"val/loss": self._held_out_loss(self.model.eval(), self.wrapped)}
+        if self.ema:
+            found["val/loss_ema"] = self._held_out_loss(self.ema.module, self.ema.module)
+        self.wrapped.train()
+        return found
+
+    @torch.no_grad()
+    def _held_out_loss(self, model: nn.Module, placed: nn.Module) -> float:
         mine = share(len(self.held_out), self.world.rank, self.world.size)
         size = max(1, self.config.data.batch_size // self.world.size)
         pairs = ((batch["codes"], batch["label"]) for batch in batches(self.held_out, mine, size))
-        num_tokens, precision = self.source.num_tokens, self.config.run.precision
-        with parallel.gathered(self.ema.module if self.ema else self.wrapped, precision, self.world.device):
-            losses = position_losses(model, pairs, num_tokens, precision, self.world.device)
-        self.wrapped.train()
-        return {"val/loss": losses.mean().item()}
+        num_tokens, precision = self.source.num_tokens, self.run.precision
+        with parallel.gathered(placed, precision, self.world.device):
+            return position_losses(model, pairs, num_tokens, precision, self.world.device).mean().item()
 
 
 def run(config: TrainConfig) -> None:

@@ -25,11 +25,13 @@ class Listing:
     labels: list[int] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     """What was ignored, as phrases with counts."""
+    kind: str = ""
+    """What holds the images, where that is not a folder."""
 
     def describe(self, known: Sequence[str] | None = None) -> str:
         """One line: number of images and classes, first names, what is missing and what was ignored."""
         filled = {self.classes[label] for label in set(self.labels)}
-        text = f"{len(self.paths)} images, {shown('class', 'classes', self.classes)}"
+        text = f"{self.kind}{len(self.paths)} images, {shown('class', 'classes', self.classes)}"
         if empty := [name for name in self.classes if name not in filled]:
             text += f"; without images: {shown('class', 'classes', empty)}"
         if lacking := [name for name in known or [] if name not in self.classes]:
@@ -45,7 +47,8 @@ def shown(singular: str, plural: str, names: Sequence[str]) -> str:
 
 def is_hidden(path: str) -> bool:
     """Whether a part of a relative path starts with a dot (`.ipynb_checkpoints`, `._0.png`) or is `__MACOSX`."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
+    parts = PurePosixPath(path).parts
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
 
 
 def list_folder(root: Path) -> Listing:

@@ -71,6 +71,10 @@ class ImageFolder(Dataset):
             raise UserError(f"image folder {str(self.root)!r} does not exist; pass --data-path DIR (or data.root=DIR)")
         return list_folder(self.root)
 
+    def content(self, index: int) -> bytes:
+        """The file of image number `index`."""
+        return Path(self.paths[index]).read_bytes()
+
     def read(self, index: int) -> Image.Image:
         """Image number `index`, whole, in RGB."""
         return read_image(self.paths[index])

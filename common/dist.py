@@ -158,13 +158,21 @@ def mean(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, stacked.tolist(), strict=True))
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(context: object, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        torch_dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Differentiable sum over ranks; the backward pass sums the gradients of all ranks."""
-    if size() == 1:
-        return tensor
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(tensor)
+    return _Sum.apply(tensor) if size() > 1 else tensor
 
 
 def gather_rows(rows: Tensor) -> Tensor:

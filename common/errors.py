@@ -1,9 +1,19 @@
-"""The one exception a person is meant to read."""
+"""Errors caused by the user."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can mend.
+    """An error caused by the user; jobs print its message and exit with code 2.
 
-    The message is one sentence saying what was got, what was expected and which key, flag or
-    command mends it. Jobs print it without a traceback and exit with code 2 (`common.config.main`).
+    The message is one sentence: what was got, what was expected, and which key, flag or command mends it.
     """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """" (did you mean 'x'?)" for the most similar of the known words, or nothing."""
+    close = difflib.get_close_matches(word, [str(each) for each in known], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

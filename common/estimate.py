@@ -1,7 +1,7 @@
-"""What a training step costs, before anything is allocated: memory of one process, FLOPs, seconds.
+"""Cost of a training step without allocating anything: memory of one process, FLOPs, seconds.
 
-The trainer is built on the meta device and takes one real step there. torch counts the FLOPs of every operation,
-forward and backward; what autograd holds for the backward pass is added up while it is held.
+The trainer is built on the meta device and takes one step there. torch counts the FLOPs of the forward and backward
+pass; the tensors that autograd saves for the backward pass are summed while they exist.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from common.trainee import Trainee
 __all__ = ["Estimate", "measure"]
 
 class _Held:
-    """A tensor that autograd keeps, for as long as it keeps it."""
+    """A tensor that autograd has saved."""
 
     def __init__(self, tensor: Tensor, ledger: _Ledger) -> None:
         self.tensor, self.ledger, self.storage = tensor, ledger, tensor.untyped_storage()
@@ -36,7 +36,7 @@ class _Held:
 
 
 class _Ledger(torch.autograd.graph.saved_tensors_hooks):
-    """The most bytes that autograd kept at once, weights and their like left out."""
+    """Peak of the bytes that autograd has saved, without the given weights."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         super().__init__(lambda tensor: _Held(tensor.detach(), self), lambda held: held.tensor)
@@ -56,7 +56,7 @@ class _Ledger(torch.autograd.graph.saved_tensors_hooks):
 
 @dataclass
 class Estimate:
-    """Bytes are those of one process."""
+    """Cost of one step; bytes are those of one process."""
 
     ranks: int
     parameters: int
@@ -77,7 +77,7 @@ class Estimate:
         return sum(value for name, value in vars(self).items() if name.endswith("_bytes"))
 
     def lines(self, tflops: float) -> list[str]:
-        """For people; `tflops`: what one process sustains, in 1e12 FLOP/s."""
+        """A readable summary; `tflops`: sustained throughput of one process, 1e12 FLOP/s."""
         seconds = self.flops / self.ranks / (tflops * 1e12)
         memory = [(name.removesuffix("_bytes"), value) for name, value in vars(self).items() if name.endswith("_bytes")]
         return [
@@ -97,9 +97,9 @@ def measure(
     run: RunConfig,
     settings: EstimateConfig,
 ) -> Estimate:
-    """`build` makes the trainer, `batch(count)` the images of one process; both are called on the meta device.
+    """`build` makes the trainer, `batch(count)` a batch of one process; both are called on the meta device.
 
-    The step is the run's last, when every loss is in force that stays.
+    The measured step is the last of the run, in which all permanent losses are active.
 
     Raises: UserError when the batch does not divide over the processes.
     """
@@ -109,7 +109,7 @@ def measure(
     with torch.device("meta"):
         trainee = build(World(0, 1, torch.device("meta")))
         images = batch(batch_size // ranks)
-    if run.recompute:  # torch brings its own autocast back for that, not ours
+    if run.recompute:  # torch restores its own autocast for the recomputation, but not MetaAutocast
         for unit in parallel.units(trainee.network()):
             unit.forward.keywords["context_fn"] = lambda: (nullcontext(), MetaAutocast(run.precision == "bf16"))
     weights, frozen = trainee.weights(), list(_tensors(trainee.frozen()))
@@ -139,7 +139,7 @@ def measure(
 
 
 def _gathered(module: nn.Module, precision: str) -> int:
-    """What a sharded model has whole at once: what is in no unit, two units, and the gradients of one."""
+    """Bytes of gathered parameters: those outside of units, two units, and the gradients of one unit."""
     sizes = [sum(p.numel() for p in unit.parameters()) for unit in parallel.units(module)]
     outside = sum(p.numel() for p in module.parameters()) - sum(sizes)
     return 4 * outside + 3 * max(sizes, default=0) * (2 if precision == "bf16" else 4)

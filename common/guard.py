@@ -1,4 +1,4 @@
-"""What a run watches in its own figures: steps that are not finite, and values that drift where they should not."""
+"""Detects non-finite steps and unhealthy metrics."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from common.options import RunConfig
 
 
 class NotFinite:
-    """The policy for steps whose update `common.optim.update` left out.
+    """The policy for steps whose update `common.optim.update` skipped.
 
-    Every rank writes what it was fed into `<out>/not_finite/`; then the run stops, or goes on for as long as no more
-    than `skip_limit` such steps follow one another.
+    Every rank writes the names of its batch into `<out>/not_finite/`. The run stops when more than `skip_limit` such
+    steps follow one another.
     """
 
     def __init__(self, config: RunConfig, rank: int, name: Callable[[int], str]) -> None:
-        """`name(index)` says which file, or row of a store, an item was. Raises: UserError for an unknown policy."""
-        if config.not_finite not in ("stop", "skip"):
-            raise UserError(f"run.not_finite got {config.not_finite!r}; expected stop or skip")
-        self.limit = config.skip_limit if config.not_finite == "skip" else 0
+        """`name(index)` is the file, or the row of a store, of an item."""
+        self.limit = config.skip_limit
         self.folder, self.rank, self.name = Path(config.out) / "not_finite", rank, name
         self.in_a_row = self.skipped = 0
 
@@ -38,9 +36,9 @@ class NotFinite:
         self.in_a_row, self.skipped = state["in_a_row"], state["skipped"]
 
     def skip(self, step: int, logged: dict[str, Tensor], index: Tensor | None) -> str:
-        """Dump what 0-based `step` was fed, the items `index` (B,), and count it; returns what to tell the log.
+        """Write the items `index` (B,) of 0-based `step` to a file and count the step; returns the log message.
 
-        Raises: UserError when the policy says stop.
+        Raises: UserError when the limit is exceeded.
         """
         self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -48,20 +46,21 @@ class NotFinite:
         files = [] if index is None else [self.name(number) for number in index.tolist()]
         figures = {key: str(float(value)) for key, value in logged.items()}  # JSON has no NaN
         path.write_text(json.dumps({"step": step, "rank": self.rank, "files": files, "logged": figures}, indent=1))
-        said = f"a loss or gradient was not finite in step {step}; its update was left out, its batch is in {path}"
+        said = f"a loss or gradient was not finite in step {step}; its update was skipped, its batch is in {path}"
         if self.in_a_row > self.limit:
             raise UserError(
-                f"{said}; lower optim.lr, set run.precision=none, or pass over such steps with run.not_finite=skip "
-                f"(run.skip_limit is {self.limit} in a row), then run the same command again"
+                f"{said}; lower optim.lr, set run.precision=none, or raise run.skip_limit (now {self.limit} in a row), "
+                "then run the same command again"
             )
         return f"warning: {said}; skipped {self.skipped} in all"
 
 
 @dataclass
 class Alarm:
-    """A logged figure that is worth a warning, said once each time it gets there.
+    """A condition on a logged metric; one warning each time it becomes true.
 
-    Beyond `above` in size, below `below`, or below `fallen` times the best it has been; `advice` says what it means.
+    The condition is |value| > `above`, value < `below`, or value < `fallen` * the largest value so far. `advice`
+    explains it.
     """
 
     key: str
@@ -74,7 +73,7 @@ class Alarm:
     ringing: bool = False
 
     def look(self, step: int, averages: dict[str, float]) -> str | None:
-        """The warning that the averages logged after `step` steps call for."""
+        """The warning due for the averages logged after `step` steps, or None."""
         value = averages.get(self.key)
         if value is None or step < self.after:
             return None

@@ -1,35 +1,11 @@
-"""Small layers that more than one network uses: attention, RMSNorm, DropPath, 2D rotary positions."""
+"""Small layers that more than one network uses: RMSNorm, DropPath, 2D rotary positions."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DropPath", "RMSNorm", "attend", "rotary_table_2d", "rotate"]
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, shown: Tensor | None = None, causal: bool = False, dropout: float = 0.0
-) -> Tensor:
-    """Softmax attention; query (B,h,L,d), key and value (B,h,S,d) -> (B,h,L,d).
-
-    On CPUs torch's kernel takes two to six times as long in half precision as the two matrix products written out.
-
-    Args:
-        shown: bool, broadcastable to (B,h,L,S), what each query attends to; None = everything.
-        causal: each query attends to what is not behind it; only where L = S, and without `shown`.
-        dropout: share of the attention weights that are set to zero.
-    """
-    half = query.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-    if query.device.type != "cpu" or not half:
-        return F.scaled_dot_product_attention(query, key, value, shown, dropout, causal)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if causal:
-        shown = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if shown is not None:
-        scores = scores + scores.new_zeros(shown.shape).masked_fill_(~shown, float("-inf"))
-    return F.dropout(scores.softmax(-1), dropout) @ value
+__all__ = ["DropPath", "RMSNorm", "rotary_table_2d", "rotate"]
 
 
 class RMSNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""Models without weights, on the meta device: to count what they cost, or because a file brings the weights."""
+"""Models on the meta device: for cost estimates, and for weights that come from a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["on_meta", "unfilled"]
 
 
 def on_meta() -> bool:
-    """Whether modules are being built on the meta device: then files need not be there, and values mean nothing."""
+    """Whether modules are being built on the meta device, where files may be missing and values do not exist."""
     return torch.get_default_device().type == "meta"
 
 
@@ -34,9 +34,9 @@ class _NothingDrawn(TorchFunctionMode):
 
 @contextmanager
 def unfilled() -> Iterator[None]:
-    """Build modules here whose weights come from a file: they take no memory, and no time to draw.
+    """Build modules whose weights come from a file, without memory and random initialisation.
 
-    On the meta device alone, torch imports its whole compiler for the first normal distribution: over a second.
+    Normal initialisation is skipped, because on the meta device it makes torch import its compiler (over a second).
     """
     with torch.device("meta"), _NothingDrawn():
         yield

@@ -21,8 +21,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.codes import check_settings, code_dtype, write_text
+from common.containers import open_images
 from common.errors import UserError
-from common.shards import open_images
 
 __all__ = ["PairFolder", "PairWriter"]
 

@@ -1,7 +1,7 @@
-"""The part of a checkpoint that every process writes its own piece of: folders of safetensors files, one a process.
+"""The sharded part of a checkpoint: folders of safetensors files, one file per process.
 
-torch.distributed.checkpoint plans who writes and reads what, so any number of processes reads what any other wrote.
-Its safetensors format holds no pickles.
+torch.distributed.checkpoint plans reads and writes, so the number of processes may change between them. Its
+safetensors format contains no pickles.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["like", "meet", "names", "on_host", "read_into", "read_whole", "selec
 
 
 def select(tree: Mapping[Any, Any], chosen: Callable[[str, Any], bool], path: str = "") -> dict[str, Tensor]:
-    """The values of nested dicts for which `chosen(dotted path, value)`, by that path."""
+    """The values of nested dicts with `chosen(dotted path, value)`, by dotted path."""
     found: dict[str, Tensor] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -37,7 +37,7 @@ def select(tree: Mapping[Any, Any], chosen: Callable[[str, Any], bool], path: st
 
 
 def without(tree: Mapping[Any, Any], paths: Collection[str], path: str = "") -> dict[Any, Any]:
-    """Nested dicts less the values at these dotted paths."""
+    """Nested dicts without the values at these dotted paths."""
     return {
         key: without(value, paths, f"{path}{key}.") if isinstance(value, Mapping) else value
         for key, value in tree.items()
@@ -46,7 +46,7 @@ def without(tree: Mapping[Any, Any], paths: Collection[str], path: str = "") -> 
 
 
 def like(own: Any, given: Any) -> Any:
-    """`given` with every whole tensor cut as its counterpart in `own` is; dicts are followed."""
+    """`given` (nested dicts) with every whole tensor sharded like its counterpart in `own`."""
     if isinstance(given, Mapping) and isinstance(own, Mapping):
         return {key: like(own.get(key), value) for key, value in given.items()}
     if isinstance(own, DTensor) and isinstance(given, Tensor) and not isinstance(given, DTensor):
@@ -55,7 +55,7 @@ def like(own: Any, given: Any) -> Any:
 
 
 def meet(problem: OSError | None) -> None:
-    """Wait for the other processes. Raises: OSError on all of them when one comes with a problem."""
+    """Wait for all processes. Raises: OSError on all of them when one passes a problem."""
     problems: list[OSError | None] = [None] * torch_dist.get_world_size()
     torch_dist.all_gather_object(problems, problem, group=_group())
     if any(problems):
@@ -63,17 +63,14 @@ def meet(problem: OSError | None) -> None:
 
 
 def on_host(value: DTensor, held: Tensor) -> DTensor:
-    """A copy of a sharded tensor whose own part lies in `held`, host memory."""
+    """Copy a sharded tensor; the local part goes into `held`, a tensor in host memory."""
     held.copy_(value.detach().to_local(), non_blocking=True)
     mesh = DeviceMesh.from_group(_group(), "cpu")
     return DTensor.from_local(held, mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride())
 
 
 def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Every process of the group calls this; tensors that are whole are written by rank 0.
-
-    Raises: UserError when any of them could not write.
-    """
+    """Write shards. Every process calls it; rank 0 writes whole tensors. Raises: UserError when any write failed."""
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
@@ -84,7 +81,7 @@ def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def read_into(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill tensors, whole or sharded over any number of processes, in place."""
+    """Fill whole or sharded tensors in place."""
     reader = dcp.HuggingFaceStorageReader(str(folder))
     try:
         dcp.load(dict(tensors), storage_reader=reader, no_dist=not torch_dist.is_initialized(), process_group=_group())
@@ -93,12 +90,12 @@ def read_into(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    """What the shards in a folder hold."""
+    """The names of the tensors in a folder."""
     return set(dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
 
 
 def read_whole(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, put together in one process."""
+    """All tensors of a folder, whole, in one process."""
     reader = dcp.HuggingFaceStorageReader(str(folder))
     found = reader.read_metadata().state_dict_metadata
     whole = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in found.items()}
@@ -107,7 +104,7 @@ def read_whole(folder: Path) -> dict[str, Tensor]:
 
 
 def _group() -> torch_dist.ProcessGroup | None:
-    """A group of its own, on the CPU: a checkpoint written beside the training must not use the training's."""
+    """A separate gloo group: a checkpoint in a background thread must not use the training's group."""
     return _group_beside(torch_dist.group.WORLD) if torch_dist.is_initialized() else None
 
 

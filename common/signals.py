@@ -1,4 +1,4 @@
-"""Ctrl-C and the schedulers' signals: noted, and acted upon between two steps."""
+"""Records Ctrl-C and the schedulers' signals; the loop acts on them between two steps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ECHO_S = 0.5
 
 
 class Interrupts:
-    """Notes SIGINT, SIGTERM and SIGUSR1 (Slurm's warning before the time limit); a second Ctrl-C leaves at once.
+    """Records SIGINT, SIGTERM and SIGUSR1 (Slurm's warning before the time limit); a second Ctrl-C ends the process.
 
-    `launched` says that a launcher started this process: it forwards the terminal's Ctrl-C, so that one press of the
-    keys arrives twice within moments.
+    `launched`: a launcher started this process. It forwards the terminal's Ctrl-C, so that one Ctrl-C arrives twice
+    within `ECHO_S` seconds.
     """
 
     def __init__(self, launched: bool) -> None:
@@ -27,14 +27,14 @@ class Interrupts:
     def _note(self, number: int, _frame: object) -> None:
         if self.received is None:
             self.received, self._first = number, time.monotonic()
-            if not self._launched:  # the next one ends the process even inside a call that does not return
+            if not self._launched:  # the default handler works inside blocking calls as well
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
         elif number == signal.SIGINT and time.monotonic() - self._first > ECHO_S:
             raise KeyboardInterrupt
 
     @staticmethod
     def exit_code(number: int) -> int:
-        """130 after Ctrl-C; 75 after what a scheduler sends, which asks for the job to be run again."""
+        """130 after Ctrl-C; 75 after a scheduler's signal, which asks to run the job again."""
         return CTRL_C if number == signal.SIGINT else REQUEUE
 
     def restore(self) -> None:

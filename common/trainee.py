@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -96,13 +97,18 @@ class Trainee:
         return {"train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
 
     def kept(self) -> Iterable[Tensor]:
-        """The tensors that forward passes change, in a fixed order: by default all buffers.
-
-        A module that changes parameters in its forward pass names them in `writes: Sequence[str]`.
-        """
+        """The tensors that forward passes may change, in a fixed order: buffers of modules in training mode."""
         for module in self.trained.modules():
-            yield from module.buffers(recurse=False)
-            yield from (module.get_parameter(name) for name in getattr(module, "writes", ()))
+            if module.training:
+                yield from module.buffers(recurse=False)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The weight average, or the model if there is none: in evaluation mode, whole, under the run's autocast."""
+        sharded = self.ema.module if self.ema else self.trained
+        with torch.no_grad(), parallel.gathered(sharded, self.run.precision, self.world.device):
+            yield self.ema.module if self.ema else self.model.eval()
+        self.wrapped.train()
 
     def network(self) -> nn.Module:
         """The module that is sharded, for estimates."""

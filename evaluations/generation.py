@@ -5,8 +5,9 @@
 
 Each point (schedule, scale, window) is sampled into `<sample-dir>/<point>/` and `<point>.npz`, measured into
 `<point>.results.json` and added to `<sample-dir>/search.csv` and the plot `search.png`; `<sample-dir>/results.json` is
-the best point, or the only one. Run again, a point that was measured before is read, not repeated. --search climbs with
-fewer images (--search-num-images) and measures only the winner with all. With --samples FILE.npz nothing is sampled.
+the best point, or the only one. A point that was measured before is read, not repeated. --search climbs with fewer
+images (--search-num-images) and measures only the winner with all. With --samples FILE.npz an existing file is
+measured.
 """
 
 from __future__ import annotations
@@ -27,20 +28,19 @@ from autoregressive.paper_flags import SAMPLE_FLAGS
 from autoregressive.sample import ImageSampler, remove, sample
 from common import config, dist, npz
 from common.config import opt
-from common.data import ImageFolder
+from common.containers import open_images
 from common.dist import World
 from common.errors import UserError
-from evaluations import record
+from evaluations import harness, record
 from evaluations.c2i import scores
 from evaluations.c2i.evaluator import read_about
-from evaluations.metrics import FEATURES
 from evaluations.sample_metrics import Reference
 from evaluations.search import SEARCHABLE, climb, coarse_count, plot, start_scale, windows
 
 
 @dataclass
 class GenerationConfig(SampleConfig):
-    """What to sample (as autoregressive.sample) and how to measure it."""
+    """What to sample (the options of autoregressive.sample) and how to measure it."""
 
     sample_dir: str = opt("results/samples", "folder for all points")
     gpt_ckpt: str | None = opt(None, "generator checkpoint or run; not needed with samples")
@@ -48,26 +48,28 @@ class GenerationConfig(SampleConfig):
     samples: str | None = opt(None, "measure this .npz instead of sampling")
     samples_labels: str | None = opt(None, "labels of the samples (.npy), for class accuracy; null = not measured")
     reference_path: str | None = opt(None, "image folder with the generator's training images; needs frechet")
-    held_out_path: str | None = opt(None, "other images of the same classes, to judge the class classifier itself")
-    num_reference_images: int | None = opt(None, "so many reference images, evenly spread; null = all")
+    held_out_path: str | None = opt(None, "other images of the same classes, on which the class classifier is tested")
+    num_reference_images: int | None = opt(None, "number of reference images, evenly spread; null = all")
     frechet: str | None = opt(None, "distance to the reference: a name in evaluations.metrics:FEATURES")
     gt_npz_path: str | None = opt(None, "reference .npz for FID and its companions; null = not measured")
     engine: str = opt("auto", "for gt_npz_path: tensorflow | torch | auto = TensorFlow where eval_python_path has it")
     eval_python_path: str = opt("python", "for gt_npz_path: the Python that has TensorFlow")
     inception_path: str | None = opt(None, "for gt_npz_path: the Inception graph; null = the cache folder")
-    search: bool = opt(False, "climb to the best scale in steps of 0.25 (schedules constant, step, rectangular)")
+    search: bool = opt(False, "hill climb to the best scale in steps of 0.25 (constant, step, rectangular schedules)")
     search_num_images: int | None = opt(None, "images per point of the search; null = a fifth, at least 1,000")
-    clear_cache: bool = opt(False, "delete each point's images and .npz once nothing needs them any more")
+    clear_cache: bool = opt(False, "delete each point's images and .npz when they are no longer needed")
 
 
-NOT_IN_QUESTION = (
-    "sample_dir", "clear_cache", "device", "batch_size", "search", "search_num_images", "eval_python_path", "gpt_model",
-    "tok_config", "image_size",
-)
-"""Options that do not change a point's figures, or must agree with the checkpoints anyway."""
+NOT_IN_QUESTION = {
+    "sample_dir": "where results go", "clear_cache": "what is deleted afterwards", "png": "which files are kept",
+    "device": "equal up to rounding", "batch_size": "speed", "search": "how points are chosen",
+    "search_num_images": "a point's own number of images is in its question",
+    "eval_python_path": "the engine that it selects is in the question", "gpt_model": "must agree with the checkpoint",
+    "tok_config": "must agree with the checkpoint", "image_size": "must agree with the checkpoint",
+}
+"""Options that do not change a point's figures, with the reason."""
 
-VERSION = 2
-"""Goes up when the same options would give other figures, so that earlier results are not reused."""
+VERSION = 3
 
 
 def run(config: GenerationConfig) -> dict[str, Any]:
@@ -85,8 +87,6 @@ def run(config: GenerationConfig) -> dict[str, Any]:
 
 
 def _check(config: GenerationConfig) -> None:
-    if config.frechet and config.frechet not in FEATURES:
-        raise UserError(f"--frechet got {config.frechet!r}; known: {', '.join(FEATURES)}")
     if bool(config.frechet) != bool(config.reference_path):
         raise UserError("--frechet and --reference-path belong together; pass both or neither")
     if not config.frechet and not config.gt_npz_path:
@@ -95,21 +95,21 @@ def _check(config: GenerationConfig) -> None:
             "--reference-path DIR --frechet fd_efficientnet_lite2 (embedded)"
         )
     if config.held_out_path and not config.reference_path:
-        raise UserError("--held-out-path judges the classifier of --reference-path; pass that, too")
+        raise UserError("--held-out-path tests the classifier of --reference-path; pass both")
     if config.samples and (config.search or config.gpt_ckpt):
-        raise UserError("--samples measures existing images; leave --search and --gpt-ckpt out")
+        raise UserError("--samples measures an existing file; leave --search and --gpt-ckpt out")
     if not config.samples and not (config.gpt_ckpt and config.vq_ckpt):
         raise UserError("--gpt-ckpt and --vq-ckpt are needed to sample; or pass --samples FILE.npz")
     if config.samples_labels and not config.samples:
-        raise UserError("--samples-labels are the labels of --samples; images sampled here know theirs")
+        raise UserError("--samples-labels needs --samples; images that this job samples have their labels")
     if config.search and config.guidance.schedule not in SEARCHABLE:
-        raise UserError(f"--search knows the schedules {', '.join(SEARCHABLE)}; got {config.guidance.schedule!r}")
+        raise UserError(f"--search got the schedule {config.guidance.schedule!r}; expected {', '.join(SEARCHABLE)}")
     if config.search and config.search_num_images and config.search_num_images > config.num_images:
         raise UserError(f"--search-num-images {config.search_num_images} exceeds --num-fid-samples {config.num_images}")
 
 
 class Evaluation:
-    """Models and reference, loaded once for any number of points."""
+    """Measures any number of points with models and a reference that are loaded once."""
 
     def __init__(self, config: GenerationConfig, world: World) -> None:
         self.config, self.world, self.out = config, world, Path(config.sample_dir)
@@ -120,54 +120,53 @@ class Evaluation:
         self._sources = self._hashes()
 
     def _hashes(self) -> dict[str, Any]:
-        """What the results depend on besides the options."""
+        """What the results depend on besides the options: checkpoints, files and networks."""
         c = self.config
         found: dict[str, Any] = {}
         if c.samples:
-            npz.header(c.samples)  # a clear error before anything else
+            npz.header(c.samples)  # raises for unusable files before any work
             found["samples"] = record.files_key([c.samples, *([c.samples_labels] if c.samples_labels else [])])
         else:
-            found |= {"generator": record.checkpoint(c.gpt_ckpt), "tokenizer": record.checkpoint(c.vq_ckpt)}
+            found["generator"] = record.checkpoint(c.gpt_ckpt, c.gpt_weights)
+            found["tokenizer"] = record.checkpoint(c.vq_ckpt, c.vq_weights)
         for folder in filter(None, (c.reference_path, c.held_out_path)):
-            found[folder] = record.files_key(ImageFolder(folder, 1).paths)
-        if c.frechet:
-            extractor = FEATURES[c.frechet](device=self.world.device)
+            images = open_images(folder, 1)
+            found[folder] = record.files_key(images.files(len(images)))
+        extractor = harness.load_extractor(c.frechet, self.world.device)
+        if extractor:
             found["networks"] = {extractor.name: record.weights_key(extractor.network)}
         if c.gt_npz_path:
             kind = read_about(c.samples).get("kind") if c.samples else "generation"
-            found |= scores.question(
-                c.gt_npz_path, c.samples or c.sample_dir, kind, c.engine, c.eval_python_path, c.inception_path
-            )
+            found |= harness.reference_sources(c, c.samples or c.sample_dir, kind)
             self._scores = scores.Scores(
                 c.gt_npz_path, found["engine"], c.eval_python_path, c.inception_path, self.world.device
             )
         return found
 
     def question(self, guidance: Guidance, count: int) -> dict[str, Any]:
-        asked = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in NOT_IN_QUESTION}
-        asked |= {"guidance": dataclasses.asdict(guidance), "num_images": count}
-        return {"job": "generation", "version": VERSION, **asked, **self._sources}
+        asked = dataclasses.replace(self.config, guidance=guidance, num_images=count)
+        # The checkpoint stands under the name of the option `generator`, which is kept under another one.
+        sources = {**self._sources, "generator_config": self.config.generator}
+        return harness.question(asked, "generation", VERSION, NOT_IN_QUESTION, **sources)
 
     # ------------------------------------------------------------------------------------------ one point
 
     def point(self, guidance: Guidance, count: int) -> dict[str, Any]:
         """Figures of one guidance setting, measured or, for exactly the same question, read."""
-        question = self.question(guidance, count)
-        folder = self.folder(guidance)
-        path = folder.with_name(f"{folder.name}-{count}.results.json")
-        found = dist.gather_objects(record.read_current(path, question))[0]
-        if found is None:
+        question, folder = self.question(guidance, count), self.folder(guidance)
+
+        def measure() -> harness.Measured | None:
             samples, labels = self._samples(guidance, count, folder)
-            mine = self._measure(path, question, samples, labels) if self.world.is_main else None
-            found = dist.gather_objects(mine)[0]
-        elif self.world.is_main:
-            print(f"{path}: measured before")
+            return self._measure(question, samples, labels) if self.world.is_main else None
+
+        path = folder.with_name(f"{folder.name}-{count}.results.json")
+        found = harness.answer(path, question, self.world, measure)
         if self.world.is_main:
             self._log(guidance, count, found)
         return found
 
     def folder(self, guidance: Guidance) -> Path:
-        """Where a point's images are; its `.npz` and figures lie beside it."""
+        """Folder of a point's images; its `.npz` and figures are beside it."""
         return self.out / self._name(guidance)
 
     def clear(self, guidance: Guidance) -> None:
@@ -184,9 +183,7 @@ class Evaluation:
         asked = dataclasses.replace(self.config, guidance=guidance, num_images=count, sample_dir=str(folder))
         return sample(self._sampler, asked, self.world), np.load(folder / "labels.npy", allow_pickle=False)
 
-    def _measure(
-        self, path: Path, question: dict[str, Any], samples: Path, labels: np.ndarray | None
-    ) -> dict[str, Any]:
+    def _measure(self, question: dict[str, Any], samples: Path, labels: np.ndarray | None) -> harness.Measured:
         metrics: dict[str, float] = {}
         features: dict[str, record.Features] = {}
         found = npz.header(samples)
@@ -195,7 +192,7 @@ class Evaluation:
             if self._reference is None:
                 self._reference = Reference(
                     self.config.reference_path, self.config.frechet, found.size[0], self.config.num_reference_images,
-                    self.config.held_out_path, self.world.device,
+                    self.config.held_out_path, self.world.device, read_about(samples).get("class_names"),
                 )
             metrics |= self._reference.score(samples, labels)
             folder = self.config.reference_path
@@ -209,14 +206,13 @@ class Evaluation:
             flags += more
         if labels is None:
             flags.append("no labels were given: class accuracy is not measured")
-        results = {"samples": str(samples), "metrics": metrics}
         protocol = self._protocol(question, list(metrics), features, found.count)
-        return record.write(path, question, results, flags, protocol)
+        return {"samples": str(samples), "metrics": metrics}, flags, protocol
 
     def _protocol(
         self, question: dict[str, Any], metrics: list[str], features: dict[str, record.Features], count: int
     ) -> record.Protocol:
-        """How the samples came about: what this job did, or what their file says of it."""
+        """How the samples were made: by this job, or as their file describes it."""
         c = self.config
         if self._sampler is None:
             about = read_about(c.samples)
@@ -239,7 +235,7 @@ class Evaluation:
         )
 
     def _name(self, guidance: Guidance) -> str:
-        """A folder name that differs whenever the images do (their number apart)."""
+        """A folder name that depends on everything the images depend on, except their number."""
         if self.config.samples:
             return Path(self.config.samples).stem
         asked = json.dumps(self.question(guidance, 0), sort_keys=True)
@@ -248,7 +244,7 @@ class Evaluation:
         return f"{guidance.schedule}-cfg-{guidance.scale:g}{note.replace(';', '-')}-seed-{self.config.seed}-{digest}"
 
     def _log(self, guidance: Guidance, count: int, found: dict[str, Any]) -> None:
-        """Add the point to search.csv, once, and draw the picture."""
+        """Add the point to search.csv, once, and plot all points."""
         path = self.out / "search.csv"
         row = {
             "annotation": annotation(guidance), "cfg_scale": guidance.scale, "cfg_schedule": guidance.schedule,
@@ -269,7 +265,7 @@ class Evaluation:
         plot(rows, self.objective, path.with_suffix(".png"))
 
     def single(self) -> dict[str, Any]:
-        """The one point that was asked for."""
+        """Measure the configured point."""
         results = self.point(self.config.guidance, self.config.num_images)
         self.clear(self.config.guidance)
         return results
@@ -277,9 +273,9 @@ class Evaluation:
     # ------------------------------------------------------------------------------------------ search
 
     def search(self) -> dict[str, Any]:
-        """Climb with the search's number of images, then measure the winner with all of them.
+        """Climb with the search's number of images, then measure the winner with all images.
 
-        The winner keeps its images, which are the first ones of its final measurement.
+        The winner's images are kept: they are the first ones of its final measurement.
         """
         base, count = self.config.guidance, self.config.search_num_images or coarse_count(self.config.num_images)
         start = base.scale if base.scale > 1 else start_scale(base.schedule, str(self.config.gpt_model))
@@ -294,7 +290,7 @@ class Evaluation:
                 guidance = dataclasses.replace(choice, scale=scale)
                 value = self.point(guidance, count)["metrics"][self.objective]
                 if value is None:
-                    raise UserError(f"{self.objective} at scale {scale} is not finite; look at that point's samples")
+                    raise UserError(f"{self.objective} at scale {scale} is not finite; check the samples of that point")
                 if self.world.is_main:
                     self._say("", choice, scale, value)
                 if best is None or (value, scale) < (best[0], best[1].scale):
@@ -305,7 +301,7 @@ class Evaluation:
                     self.clear(loser)
                 return value
 
-            # The next window begins where this one ended.
+            # The next window starts from the best scale of this one.
             start, _ = climb(evaluate, start, {}, up_first=choice.schedule != "rectangular")
         if self.world.is_main:
             self._say("best: ", best[1], best[1].scale, best[0])

@@ -25,6 +25,7 @@ from autoregressive.paper_flags import COMMON_FLAGS
 from autoregressive.released import load_compatible
 from common import checkpoint, config, dist, loop, numerics, weight_choice
 from common.config import MISSING, opt
+from common.containers import open_images
 from common.data import ImageFolder, share, stream
 from common.dist import World
 from common.errors import UserError
@@ -32,7 +33,6 @@ from common.images import from_pixels
 from common.options import LogConfig, OptimConfig, RunConfig
 from common.paper_flags import half, joined, switch
 from common.provenance import read_provenance
-from common.shards import open_images
 from common.trainee import Trainee
 from evaluations import harness, record
 from evaluations.probe_features import Features, generator_features, tokenizer_features
@@ -282,7 +282,8 @@ def _probed(config: ProbeConfig) -> dict[str, Any]:
     asked = {"num_code": config.num_code, "tokenizer": tokenizer}
     if config.gpt_ckpt:
         generator = record.checkpoint(config.gpt_ckpt, config.gpt_weights)["weights_sha256"]
-        return asked | {"generator": generator, "weights": config.gpt_weights, "layer": config.n_layer}
+        weights = {"weights": config.gpt_weights, "tokenizer_weights": config.vq_weights}
+        return asked | {"generator": generator, **weights, "layer": config.n_layer}
     return asked | {"features": config.features, "weights": config.vq_weights}
 
 

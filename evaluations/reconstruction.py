@@ -92,7 +92,7 @@ def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:
     networks = {network.name: network for network in (extractor, perceptual) if network is not None}
     question = harness.question(
         config, "reconstruction", VERSION, NOT_IN_QUESTION, num_tokens=lengths, images=count,
-        files=record.files_key(dataset.paths[:count]), tokenizer=record.checkpoint(config.vq_ckpt, config.weights),
+        files=record.files_key(dataset.files(count)), tokenizer=record.checkpoint(config.vq_ckpt, config.weights),
         networks={name: record.weights_key(getattr(network, "network", network)) for name, network in networks.items()},
         ssim_data_range="1.0 for images in [0,1]; ssim_data_range_2 repeats the papers' scripts",
         **harness.reference_sources(config, config.sample_dir, "reconstruction"),
@@ -157,7 +157,8 @@ class Measurement:
                 decoded = in_fixed_batches(self.tokenizer.decode, codes[:, :k]).float()
             rounded_pixels = to_pixels(decoded)
             rounded = from_pixels(torch.from_numpy(rounded_pixels)).to(images.device)
-            psnrs, ssims = psnr(rounded, images, data_range=2.0), ssim(rounded, images, 2.0, 4.0)
+            # SSIM's luminance term depends on the offset of the values: it is defined for images in [0,1].
+            psnrs, ssims = psnr(rounded, images, 2.0), ssim((rounded + 1) / 2, (images + 1) / 2, 1.0, 2.0)
             measured = {"psnr": psnrs, "ssim": ssims[0], "ssim_data_range_2": ssims[1]}
             if self.perceptual is not None:
                 # As in the papers, LPIPS takes the decoder's output before it is rounded to 8 bits.

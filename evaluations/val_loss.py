@@ -25,13 +25,13 @@ from common import config, dist, weight_choice
 from common.checkpoint import resolve_folder
 from common.codes import CodeStore
 from common.config import MISSING, opt
+from common.containers import open_images
 from common.data import ImageFolder, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
 from common.paper_flags import half
 from common.provenance import read_provenance
-from common.shards import open_images
 from evaluations import harness, record
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer at the speed of its device, for jobs that only encode or only decode."""
+"""Encode and decode in evaluation jobs, in float32 or bfloat16, optionally compiled."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Inference"]
 
 
 class Inference:
-    """Encodes 8-bit pixels and decodes codes, in float32 or in bf16 with the channels last.
+    """Encodes 8-bit pixels and decodes codes, in float32, or in bf16 with channels_last weights.
 
-    In bf16 the quantizer stays float32, so a code differs from float32's only where two were about equally near.
+    The quantizer always runs in float32: in bf16, codes differ from float32's only at near ties.
     """
 
     def __init__(self, tokenizer: Tokenizer, precision: str = "none", compile: bool = False) -> None:
-        """compile: decode with compiled code. Raises: UserError for an unknown precision."""
+        """compile: compile `decode`. Raises: UserError for an unknown precision."""
         if precision not in ("none", "bf16"):
             raise UserError(f"precision got {precision!r}; expected none or bf16")
         self.bf16 = precision == "bf16"

@@ -1,4 +1,4 @@
-"""The token sequence of a 1D tokenizer: how many tokens there are, and which of them the decoder sees."""
+"""The token sequence of a 1D tokenizer: numbers of ordered and of redundant tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Layout:
     """`num_tokens` ordered tokens N, followed by `redundant` padding tokens M (training only).
 
     The padding tokens start as copies of the last M query tokens. GigaTok has none, ReTok 224 behind 256.
-    Source: ReTok, redundant token padding; spec tokenizer 1.11.
+    Source: ReTok, redundant token padding.
     """
 
     num_tokens: int = opt(256, "ordered tokens N per image")
@@ -21,7 +21,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_tokens, int) or not isinstance(self.redundant, int):
-            return  # still being filled from a schema
+            return  # OmegaConf builds it with placeholders first
         if self.num_tokens < 1 or not 0 <= self.redundant <= self.num_tokens:
             raise UserError(
                 f"layout got num_tokens={self.num_tokens}, redundant={self.redundant}; "

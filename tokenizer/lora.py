@@ -1,4 +1,4 @@
-"""Low-rank adapters: a few trained numbers beside frozen matrices. Source: LoRA (Hu et al. 2021), by `peft`."""
+"""LoRA fine-tuning: low-rank adapters on frozen linear layers. Source: Hu et al. 2021 (arXiv 2106.09685), by `peft`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ FEED_FORWARD = r".*(mlp\.fc|linear)[12]"
 
 
 def adapt(tokenizer: nn.Module, ranks: dict[str, int], frozen: list[str]) -> None:
-    """Freeze the transformers of the parts named, but for their last norm, and give their MLPs adapters of these ranks.
+    """Freeze the transformers of the named parts except their last norm, and add adapters of these ranks to their MLPs.
 
-    What a part has beside its transformer (latent tokens, level embeddings, the pixel head) goes on being trained.
-    Source: RobusTok, tuning method lora (rank 8); spec robustok 1.5.
+    Everything else of a part (latent tokens, level embeddings, pixel head) stays trainable.
+    Source: RobusTok, tuning method lora (rank 8).
 
-    Raises: UserError for a part without a transformer or among the `frozen`, or a rank below 1.
+    Raises: UserError for a part without a transformer, a part that is also in `frozen`, or a rank below 1.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -35,7 +35,7 @@ def adapt(tokenizer: nn.Module, ranks: dict[str, int], frozen: list[str]) -> Non
 
 
 def merged(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict the module would have with its adapters added to the matrices: an ordinary tokenizer's."""
+    """The state dict with the adapters added to the weights, so that an ordinary tokenizer can load it."""
     from peft.tuners.lora import LoraLayer
 
     state = module.state_dict()

@@ -1,19 +1,19 @@
-"""RobusTok's own YAML files: the flat keys of its trainers, as configs of ours. Light: nothing here imports torch.
+"""Reads RobusTok's own YAML files: flat keys of its trainers become a config of ours. Nothing here imports torch.
 
-What a file leaves out is as in configs/main-train.yaml, or configs/post-train.yaml when it names a `pair_set`. Lengths
-there are epochs, here steps: an epoch is 1,281,167 images (200,000 pairs) by the batch; `--dry-run` shows the steps.
-Source: RobusTok, xqgan_train.py and xqgan_post_train.py; spec robustok 1.8.
+Keys that a file leaves out are as in configs/main-train.yaml, or in configs/post-train.yaml when it has a `pair_set`.
+RobusTok counts epochs, we count steps: an epoch is 1,281,167 images (200,000 pairs) over the batch size. `--dry-run`
+shows the steps.
+Source: RobusTok, xqgan_train.py and xqgan_post_train.py.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.config import merge, plain, read_yaml
-from common.errors import UserError
+from common.errors import UserError, nearest
 
 __all__ = ["from_robustok"]
 
@@ -52,17 +52,17 @@ CHOICES: dict[str, dict[Any, dict[str, Any]]] = {  # key: value: what it means h
         "full": {}, "lora": {"lora.decoder": 8}, "frozen": {"freeze": ["decoder", "post_quant_conv"]},
     },
 }  # fmt: skip
-ONLY: dict[str, Any] = {  # what is not built otherwise, because no released configuration has it otherwise
+ONLY: dict[str, Any] = {  # keys with one supported value: no released configuration has another
     "enc_type": "dinov2", "dec_type": "dinov2", "vq_model": "VQ-16", "abs_pos_embed": True, "codebook_l2_norm": True,
     "half_sem": False, "lfq": False, "clip_norm": False, "codebook_weight": 1.0, "entropy_loss_ratio": 0.0,
     "dropout_p": 0.0, "gen_loss": "hinge", "disc_reinit": 0, "norm_type": "bn", "aug_prob": 1.0, "aug_fade_steps": 0,
     "gradient_accumulation_steps": 1, "dataset": "imagenet", "compile": False,
 }  # fmt: skip
-WITHOUT_EFFECT = {  # folders and habits of theirs: ours has one folder per run, resumes from it and keeps no best
+WITHOUT_EFFECT = {  # a run here has one folder and resumes from it, so these are ignored
     "results_dir", "no_local_save", "finetune", "debug_disc", "vis_every", "save_best", "data_face_path",
     "sample_folder_dir", "reconstruction_folder_dir", "guide_type_2",
 }  # fmt: skip
-TOGETHER = {  # keys that mean something only with others
+TOGETHER = {  # keys that are read together with others, by the functions below
     "data_path", "pair_set", "vq_ckpt", "encoder_model", "decoder_model", "codebook_size", "codebook_embed_dim",
     "commit_loss_beta", "product_quant", "v_patch_nums", "share_quant_resi", "codebook_drop", "start_drop",
     "detail_guide", "detail_loss_weight", "detail_loss_scale", "epochs", "lr", "disc_lr", "disc_epoch_start",
@@ -71,23 +71,22 @@ TOGETHER = {  # keys that mean something only with others
 
 
 def from_robustok(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """One of RobusTok's mappings as a complete one of ours; any other mapping as it is.
+    """Translate one of RobusTok's mappings into a complete config; other mappings are returned unchanged.
 
     Raises: UserError for a key RobusTok does not have, or a value that is not built here.
     """
     if not THEIRS & raw.keys():
         return dict(raw)
-    raw = plain(raw)
+    written, raw = raw, plain(raw)
     known = {*RENAMED, *CHOICES, *ONLY, *WITHOUT_EFFECT, *TOGETHER}
     changes: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
-            near = "".join(f" (did you mean {name!r}?)" for name in difflib.get_close_matches(key, known, n=1))
-            raise UserError(f"unknown key {key!r} in a RobusTok config{near}")
+            raise UserError(f"unknown key {key!r} in a RobusTok config{nearest(key, known)}")
         if value is None:
             continue
         if key in RENAMED:
-            changes[RENAMED[key]] = value
+            changes[RENAMED[key]] = written[key]
         elif key in CHOICES:
             changes |= {k: v for k, v in _one_of(key, value, CHOICES[key]).items() if k != "freeze"}
         elif key in ONLY:
@@ -120,7 +119,7 @@ def _nested(dotted: str, value: Any) -> dict[str, Any]:
 
 
 def _data(raw: Mapping[str, Any], post: bool) -> dict[str, Any]:
-    """Post-training's `data_path` is what was generated; here that is the pair set, and nothing guides its codes."""
+    """In post-training, `data_path` is the generated set, here data.pairs. There is no semantic guidance."""
     named = {"data_path": "data.pairs", "pair_set": "data.root"} if post else {"data_path": "data.root"}
     changes = {ours: raw[key] for key, ours in named.items() if key in raw}
     changes |= {CONTRASTIVE: None} if post else {}
@@ -174,7 +173,7 @@ def _guides(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lengths(raw: Mapping[str, Any], post: bool) -> dict[str, Any]:
-    """Epochs in steps, and the rates of a batch: main training multiplies its own by the batch over 128."""
+    """Epochs as steps, and learning rates: main training multiplies them by batch / 128."""
     batch, epochs = raw.get("global_batch_size", 1024), raw.get("epochs", 100 if post else 200)
     epoch, scale = (PAIRS if post else IMAGES) // batch, 1.0 if post else batch / 128
     judge = "adversary.optim"

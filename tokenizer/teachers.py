@@ -20,9 +20,10 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def prepare(images: Tensor, size: int, statistics: Sequence[Sequence[float]], resize_first: bool) -> Tensor:
-    """images in [-1,1] -> what a teacher expects: [0,1], normalised by (mean, deviation), bicubic to `size`.
+    """images in [-1,1] -> a teacher's input: scaled to [0,1], normalised by (mean, deviation), bicubic to `size`.
 
-    `resize_first` False normalises before it resizes, which overshoots differently. Source: GigaTok; spec tokenizer 4.
+    With `resize_first` False, images are normalised before they are resized, which gives slightly other values.
+    Source: GigaTok.
     """
     mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in statistics)
     x = (images + 1) / 2
@@ -43,6 +44,8 @@ class Teacher(nn.Module):
     """`tokens(images)`: features (B,prefix+G*G,width), the first `prefix` of which belong to no patch."""
 
     prefix = 0
+    untrained = False
+    """True if it brings no weights of its own: they come with the tokenizer's checkpoint, or from `backbone`."""
 
     def tokens(self, images: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no tokens")
@@ -117,6 +120,7 @@ class DinoVitTeacher(Teacher):
     """
 
     prefix = 1
+    untrained = True
 
     @dataclass
     class Config(VitConfig):

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import checkpoint, config, dist, loop, numerics, optim, parallel
+from common import checkpoint, config, dist, loop, numerics
 from common.config import build, lookup
+from common.containers import open_images
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
 from common.errors import UserError
@@ -21,91 +22,37 @@ from common.guard import Alarm
 from common.images import from_pixels
 from common.pairs import PairFolder
 from common.paper_flags import joined
-from common.shards import open_images
+from common.trainee import Trainee
 from tokenizer import load_weights
 from tokenizer.config import TrainConfig
 from tokenizer.frozen_codes import FrozenCodes, codes_fingerprint
 from tokenizer.lora import adapt, merged
 from tokenizer.losses.adversary import Adversary
-from tokenizer.model import Pass, Tokenizer, View
+from tokenizer.model import Pass, Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.paper_yaml import from_robustok
 from tokenizer.pretrained import check_teacher, start_from
-from tokenizer.quantizers.vq import Quantized
-from tokenizer.regularizers.base import Context, Plan, Regularizer
+from tokenizer.regularizers.base import Context, Plan
+from tokenizer.training_pass import TrainingPass
 
 
 def post_train() -> None:
-    """As RobusTok's post-training spells it: the data are the pairs, the pair set is the folder of real images."""
+    """RobusTok's flags for post-training: --data-path is the pairs, --pair-set the folder of real images."""
     train({**TRAIN_FLAGS, "data-path": "data.pairs", "pair-set": "data.root"})
 
 
 def train(flags: Mapping[str, config.Alias]) -> None:
     argv = joined(sys.argv[1:], "results/tokenizers/vq")
     settings = config.parse(TrainConfig, argv, aliases=flags, about=__doc__, translate=from_robustok)
-    from tokenizer.train import estimate, run
-
     (estimate if settings.estimate else run)(settings)
 
 
 ENCODER_SIDE = ("encoder", "quant_conv", "quantizer")
-"""What decides about codes: the parts that decoder training leaves as they are."""
-
-
-class TrainingPass(nn.Module):
-    """The forward pass that gradients are averaged over ranks for."""
-
-    def __init__(self, tokenizer: Tokenizer, frozen: list[str], semantic: bool):
-        super().__init__()
-        self.tokenizer, self.frozen = tokenizer, frozen
-        for name in frozen:
-            part = getattr(tokenizer, name, None)
-            if not isinstance(part, nn.Module):
-                names = [name for name, _ in tokenizer.named_children()]
-                raise UserError(f"freeze names {name!r}; expected some of {', '.join(names)}")
-            part.requires_grad_(False)
-        head = getattr(getattr(tokenizer.decoder, "transformer", None), "distill_mlp", None)
-        if head is not None and not semantic:
-            head.requires_grad_(False)
-        if semantic and head is None:
-            raise UserError("regularizers.semantic needs decoder.semantic_head; set its depth and width")
-
-    def train(self, mode: bool = True) -> TrainingPass:
-        super().train(mode)
-        for name in self.frozen:
-            getattr(self.tokenizer, name).eval()
-        return self
-
-    def forward(self, images: Tensor, plan: Plan, codes: Tensor | None = None) -> Pass:
-        """codes (B,L): decode these instead of the images' own, as post-training does."""
-        tokenizer, spatial = self.tokenizer, None
-        if codes is None:
-            latents, spatial = tokenizer.latents(images)
-            tokenizer.quantizer.step = plan.step
-            dropped = {} if plan.kept_scales is None else {"kept_scales": plan.kept_scales}
-            quantized = tokenizer.quantizer(latents, **dropped)
-        else:
-            quantized = Quantized(tokenizer.vectors(codes), codes, {})
-        vectors = quantized.vectors
-        if plan.perturbation and plan.kept_scales is not None:
-            raise UserError("perturbation draws all scales, codebook_drop not; set one of these regularizers to null")
-        if plan.perturbation:
-            vectors = tokenizer.quantizer.perturb(latents, quantized, plan.perturbation)
-        views = [tokenizer.decode_vectors(vectors, plan.num_tokens)]
-        if plan.also_num_tokens is not None:
-            views.append(tokenizer.decode_vectors(vectors, plan.also_num_tokens))
-        done = Pass(views, quantized, vectors, spatial)
-        for name, features in plan.guides.items():
-            done.extra[name] = tokenizer.quant_conv(features(images)[..., None, None]).flatten(1)
-        if plan.semantic:
-            done.extra["semantic"] = tokenizer.decoder.transformer.distill_mlp(views[0].features.inner)
-        if plan.shortcut:
-            views.append(View(tokenizer.decoder.cnn(spatial)))
-        return done
+"""The parts that determine codes, which decoder training keeps frozen."""
 
 
 def alarms() -> list[Alarm]:
-    """What a tokenizer's training is warned of."""
+    """Warnings of tokenizer training."""
     collapse = "the codebook collapses; try quantizer.entropy_weight, quantizer.refresh_every or a lower optim.lr"
     explosion = "the discriminator explodes; try a lower adversary.weight or optim.lr, or a later adversary.start"
     return [
@@ -116,12 +63,12 @@ def alarms() -> list[Alarm]:
     ]
 
 
-class TokenizerTrainee:
-    """Builds the objects of a `TrainConfig` and takes its steps."""
+class TokenizerTrainee(Trainee):
+    """A tokenizer, its losses and regularizers, and the discriminator it is trained against, if any."""
 
     def __init__(self, config: TrainConfig, world: World):
-        self.config, self.world = config, world
-        torch.manual_seed(numerics.derive_seed(config.run.seed, "weights"))
+        super().__init__(config.run, config.optim, world)
+        self.config, self.alarms = config, alarms()
         if config.init and config.backbone:
             raise UserError("init brings the weights of all parts, so backbone would be ignored; set backbone=null")
         if config.run.parallel == "fsdp" and config.model.quantizer.get("refresh_every"):
@@ -136,65 +83,84 @@ class TokenizerTrainee:
             start_from(self.tokenizer, config.backbone)
         if config.lora:
             adapt(self.tokenizer, config.lora, config.freeze)
-        context = Context(
-            self.tokenizer.grid,
-            self.tokenizer.image_size,
-            world.device,
-            num_codes=config.model.layout.extended if self.tokenizer.is_1d else self.tokenizer.num_tokens,
-            quantizer=self.tokenizer.quantizer,
-            z_channels=config.model.z_channels,
-            teacher=self.tokenizer.teacher if config.model.teacher else None,
+        self.regularizers = self._regularizers()
+        losses = {name: build("tokenizer.losses:LOSSES", mapping) for name, mapping in config.losses.items()}
+        self.losses_by_name = nn.ModuleDict(losses).to(world.device)
+        self.start(
+            self.tokenizer, TrainingPass(self.tokenizer, config.freeze, self.regularizers), config.ema_decay
         )
-        self.regularizers: list[Regularizer] = [
-            build("tokenizer.regularizers:REGULARIZERS", mapping, context=context)
-            for mapping in config.regularizers.values()
-        ]
-        self.losses = nn.ModuleDict(
-            {name: build("tokenizer.losses:LOSSES", mapping) for name, mapping in config.losses.items()}
-        ).to(world.device)
-        self.training_pass = TrainingPass(self.tokenizer, config.freeze, "semantic" in config.regularizers)
-        self.ema = optim.Ema(self.tokenizer, config.ema_decay) if config.ema_decay else None
-        self.wrapped = parallel.wrap(self.training_pass, config.run, world).train()
-        if self.ema:
-            self.ema.place(config.run, world)
-        self.optimizer = optim.adamw(self.tokenizer, config.optim)
-        self.alarms = alarms()
         self.frozen_codes: FrozenCodes | None = None
         self.adversary = None
         if config.adversary:
             self.adversary = Adversary(config.adversary, config.optim, world, config.run.precision)
 
+    def _regularizers(self) -> nn.ModuleList:
+        """In the order of their hooks."""
+        model, tokenizer = self.config.model, self.tokenizer
+        context = Context(
+            tokenizer.grid,
+            tokenizer.image_size,
+            self.world.device,
+            num_codes=model.layout.extended if tokenizer.is_1d else tokenizer.num_tokens,
+            quantizer=tokenizer.quantizer,
+            z_channels=model.z_channels,
+            teacher=tokenizer.teacher if model.teacher else None,
+        )
+        built = [
+            build("tokenizer.regularizers:REGULARIZERS", mapping, context=context)
+            for mapping in self.config.regularizers.values()
+        ]
+        return nn.ModuleList(sorted(built, key=lambda each: each.order)).to(self.world.device)
+
     def hold_codes(self) -> None:
-        """With a frozen encoder side: from now on every checkpoint is held to today's codes."""
+        """With a frozen encoder side: from now on checkpoints are written only if codes are still today's."""
         if set(ENCODER_SIDE) <= set(self.config.freeze):
-            self.frozen_codes = FrozenCodes(self.tokenizer, self.config.run.precision)
+            self.frozen_codes = FrozenCodes(self.tokenizer, self.run.precision)
 
     def _check_codes(self) -> None:
         if self.frozen_codes:
-            self.frozen_codes.check("model", self.tokenizer, self.training_pass)
+            self.frozen_codes.check("model", self.tokenizer, self.trained)
             if self.ema:
                 self.frozen_codes.check("ema", self.ema.module, self.ema.module)
 
     def plan(self, batch_size: int, step: int, number: int = 0) -> Plan:
-        """What to decode of micro-batch `number` of this process: its slice of what is drawn for the global batch."""
-        slot = self.world.rank * self.config.run.accumulate + number
-        plan = Plan(step, self.config.run.seed, batch_size, slot, self.config.model.layout)
-        for regularizer in sorted(self.regularizers, key=lambda each: each.order):
+        """The plan of micro-batch `number` of this process: its slice of what is drawn for the global batch."""
+        slot = self.world.rank * self.run.accumulate + number
+        plan = Plan(step, self.run.seed, batch_size, slot, self.config.model.layout)
+        for regularizer in self.regularizers:
             regularizer.plan(plan)
-        if isinstance(plan.num_tokens, Tensor):
-            plan.num_tokens = plan.num_tokens.to(self.world.device)
         return plan
+
+    def inputs(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, ...]:
+        images = from_pixels(batch["pixels"])
+        if self.frozen_codes:
+            self.frozen_codes.watch(self.tokenizer, images, self.trained)
+        self._seen: list[tuple[Tensor, list[Tensor]]] = []
+        return (images, batch["codes"]) if "codes" in batch else (images,)
+
+    def losses(
+        self, step: int, number: int, images: Tensor, codes: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        plan = self.plan(len(images), step, number)
+        if codes is not None:  # pairs have no redundant tokens to keep
+            plan.lengths = [_at_most(length, codes.shape[1]) for length in plan.lengths]
+        losses, done = self.generator_losses(images, plan, codes)
+        self._seen.append((images, [view.images.detach().float() for view in done.views]))
+        total = sum(value for name, value in losses.items() if "@" not in name)
+        named = {f"train/{name}" if "@" in name else f"train/loss_{name}": value for name, value in losses.items()}
+        return total, {"train/loss": total, **named}
 
     def generator_losses(
         self, images: Tensor, plan: Plan, codes: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Pass]:
         """Weighted losses by name, and the pass they come from; codes: as `TrainingPass` takes them."""
-        done: Pass = self.wrapped(images, plan, codes)
-        recons = [view.images.float() for view in done.views]
         losses: dict[str, Tensor] = {}
-        for name, loss in self.losses.items():
-            target = loss.target(images)
-            losses[name] = sum(loss(recon, target) for recon in recons)
+        with numerics.autocast(self.run.precision, self.world.device):
+            done: Pass = self.wrapped(images, plan, codes)
+            recons = [view.images.float() for view in done.views]
+            for name, loss in self.losses_by_name.items():
+                target = loss.target(images)
+                losses[name] = sum(loss(recon, target) for recon in recons)
         reconstruction = sum(losses.values())
         if "quantizer" not in self.config.freeze:
             losses |= done.quantized.losses
@@ -206,87 +172,56 @@ class TokenizerTrainee:
         return losses, done
 
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        config = self.config
-        images = from_pixels(batch["pixels"])
-        if self.frozen_codes:
-            self.frozen_codes.watch(self.tokenizer, images, self.training_pass)
-        given = (images, batch["codes"]) if "codes" in batch else (images,)
-        micro = parallel.micro_batches(given, config.run.accumulate)
-        # Augmentation and drop path use the global generators, which are seeded so that a resume repeats the step.
-        torch.manual_seed(numerics.derive_seed(config.run.seed, "step", step, "rank", self.world.rank))
-        self.optimizer.zero_grad(set_to_none=True)
-        logged: dict[str, Tensor] = {}
-        views: list[list[Tensor]] = []
-        for number, part in enumerate(micro):
-            with parallel.synchronised(self.wrapped, now=number == len(micro) - 1):
-                losses, done = self._losses(number, step, *part)
-                (losses["loss"] / len(micro)).backward()
-            views.append([view.images.detach().float() for view in done.views])
-            for name, value in losses.items():
-                key = f"train/{name}" if "@" in name or name == "loss" else f"train/loss_{name}"
-                logged[key] = logged.get(key, 0) + value.detach() / len(micro)
-        norm, not_finite = optim.update(self.optimizer, config.optim, step, config.run.steps, logged["train/loss"])
-        if self.ema:
-            self.ema.update(self.tokenizer)
-        self.tokenizer.quantizer.refresh(self.optimizer, self.ema.module.quantizer if self.ema else None)
-        logged["train/grad_norm"] = norm
-        if done.quantized.codes is not None:
-            logged["train/codebook_usage"] = self.tokenizer.quantizer.usage()
-        if self.adversary and self.adversary.active(step):
-            recons = [torch.cat(parts) for parts in zip(*views, strict=True)]
-            played = self.adversary.update(images, recons, step, config.run.steps, not_finite)
-            not_finite = torch.maximum(not_finite, played.pop("not_finite"))
-            logged |= played
-        return logged | {"not_finite": not_finite}
+        logged = super().step(batch, step)
+        average = self.ema.module.quantizer if self.ema else None
+        self.tokenizer.quantizer.refresh(self.optimizer, average, logged["not_finite"])
+        return logged
 
-    def _losses(
-        self, number: int, step: int, images: Tensor, codes: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], Pass]:
-        """Losses of a micro-batch by name, their sum as "loss", and the pass they come from."""
-        plan = self.plan(len(images), step, number)
-        if codes is not None and plan.num_tokens is not None:  # pairs have no redundant tokens to keep
-            plan.num_tokens = _at_most(plan.num_tokens, codes.shape[1])
-        with numerics.autocast(self.config.run.precision, self.world.device):
-            losses, done = self.generator_losses(images, plan, codes)
-        return losses | {"loss": sum(value for name, value in losses.items() if "@" not in name)}, done
+    def update(self, step: int, loss: Tensor) -> dict[str, Tensor]:
+        """Tokenizer and discriminator are both updated, or neither."""
+        usage = getattr(self.tokenizer.quantizer, "usage", None)
+        logged = {"train/codebook_usage": usage()} if usage else {}
+        if not (self.adversary and self.adversary.active(step)):
+            return super().update(step, loss) | logged
+        images, views = zip(*self._seen, strict=True)
+        recons = [torch.cat(parts) for parts in zip(*views, strict=True)]
+        judged, played = self.adversary.backward(torch.cat(images), recons, step)
+        logged |= super().update(step, torch.stack([loss, *judged])) | played
+        self.adversary.update(step, self.run.steps, logged["not_finite"])
+        return logged
 
-    def network(self) -> nn.Module:
-        """What is sharded."""
-        return self.training_pass
+    def kept(self) -> Iterable[Tensor]:
+        yield from super().kept()
+        for each in (*self.losses_by_name.values(), *self.regularizers):
+            yield from each.buffers(recurse=False)
+        if self.adversary:
+            yield from self.adversary.kept()
 
     def frozen(self) -> list[nn.Module]:
-        """Networks that losses and regularizers look through."""
-        return [self.losses, *(each.teacher for each in self.regularizers if hasattr(each, "teacher"))]
+        return [self.losses_by_name, self.regularizers]
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        modules = {"model": self.tokenizer} | ({"ema": self.ema.module} if self.ema else {})
-        files = {name: module.state_dict() for name, module in modules.items()}
-        if self.config.lora:  # adding up cannot be undone, so what is resumed from lies beside the sums
-            files = {f"{name}_adapters": state for name, state in files.items()}
-            files |= {name: merged(module) for name, module in modules.items()}
+        files = super().weights()
+        if self.config.lora:  # merging cannot be undone, so a resume needs the adapters, too
+            files = {f"{name}_adapters": state for name, state in files.items()} | {"model": merged(self.tokenizer)}
+            files |= {"ema": merged(self.ema.module)} if self.ema else {}
         if self.adversary:
             files["discriminator"] = self.adversary.module.state_dict()
         return files
 
     def state(self) -> dict[str, Any]:
         self._check_codes()
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
-        state["refresh"] = self.tokenizer.quantizer.refresh_state()
+        state = super().state() | {"refresh": self.tokenizer.quantizer.refresh_state()}
         if self.frozen_codes:
             state["codes_fingerprint"] = self.frozen_codes.fingerprint
-        if self.ema:
-            state["ema_updates"] = self.ema.updates
         if self.adversary:
             state["adversary"] = self.adversary.state()
         return state
 
     def load(self, weights: Callable[[str], dict[str, Tensor]], state: dict[str, Any]) -> None:
         suffix = "_adapters" if self.config.lora else ""
-        checkpoint.load_into(self.tokenizer, weights(f"model{suffix}"), "model")
-        optim.restore(self.optimizer, state["optimizer"])
-        if self.ema:
-            checkpoint.load_into(self.ema.module, weights(f"ema{suffix}"), "ema")
-            self.ema.updates = state["ema_updates"]
+        super().load(lambda name: weights(f"{name}{suffix}"), state)
+        self.tokenizer.quantizer.load_refresh_state(state["refresh"])
         if self.adversary:
             checkpoint.load_into(self.adversary.module, weights("discriminator"), "discriminator")
             self.adversary.load(state["adversary"])
@@ -294,36 +229,32 @@ class TokenizerTrainee:
             self.frozen_codes.fingerprint = state["codes_fingerprint"]
             self._check_codes()
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """PSNR of all held-out images, at all tokens, and for flexible tokenizers at an eighth of them, too."""
+        """PSNR of all held-out images at all tokens and, where prefixes are trained, at an eighth of them."""
         if not self.config.val_root:
             raise UserError("run.validate_every is set but val_root is not; give val_root=DIR or run.validate_every=0")
-        tokenizer = self.ema.module if self.ema else self.tokenizer.eval()
-        data = open_images(self.config.val_root, tokenizer.image_size)
+        device, num_tokens = self.world.device, self.tokenizer.num_tokens
+        data = open_images(self.config.val_root, self.tokenizer.image_size)
         mine = share(len(data), self.world.rank, self.world.size)
-        lengths = (
-            [tokenizer.num_tokens // 8, tokenizer.num_tokens]
-            if "nested_dropout" in self.config.regularizers
-            else [None]
-        )
-        sums = {length: torch.zeros((), device=self.world.device) for length in lengths}
-        where = (self.config.run.precision, self.world.device)
-        with parallel.gathered(tokenizer if self.ema else self.training_pass, *where):
+        prefixes = any(each.trains_prefixes for each in self.regularizers)
+        lengths = [max(1, num_tokens // 8), num_tokens] if prefixes else [None]
+        sums = {length: torch.zeros((), device=device) for length in lengths}
+        with self.evaluating() as tokenizer:
             for batch in batches(data, mine, 64):
-                images = from_pixels(batch["pixels"].to(self.world.device))
+                images = from_pixels(batch["pixels"].to(device))
                 vectors = tokenizer.encode_vectors(images)
                 for length in lengths:
                     decoded = tokenizer.decode_vectors(vectors, length).images.float().clamp(-1, 1)
                     error = F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))
                     sums[length] += (10 * torch.log10(4 / error)).sum()
-        self.training_pass.train()
         totals = dist.mean({str(k): v * self.world.size / len(data) for k, v in sums.items()})
-        return {f"val/psnr_{length or tokenizer.num_tokens}": totals[str(length)] for length in lengths}
+        return {f"val/psnr_{length or num_tokens}": totals[str(length)] for length in lengths}
 
 
-def _at_most(num_tokens: int | Tensor, most: int) -> int | Tensor:
-    return num_tokens.clamp(max=most) if isinstance(num_tokens, Tensor) else min(num_tokens, most)
+def _at_most(length: int | Tensor | None, most: int) -> int | Tensor | None:
+    if isinstance(length, int):
+        return min(length, most)
+    return length if length is None else length.clamp(max=most)
 
 
 def training_images(config: TrainConfig) -> ImageFolder:
@@ -332,21 +263,21 @@ def training_images(config: TrainConfig) -> ImageFolder:
 
 
 def check_pairs(config: TrainConfig, pairs: PairFolder, tokenizer: Tokenizer) -> None:
-    """Post-training changes the decoder alone, on codes that this tokenizer itself gives meaning to.
+    """Check that post-training trains only the decoder, on codes of this tokenizer.
 
-    Raises: UserError when another tokenizer made the pairs, or the config would train, crop or regularize otherwise.
+    Raises: UserError when another tokenizer made the pairs, or the config does not fit training on pairs.
     """
     open_parts = [name for name in ENCODER_SIDE if name not in config.freeze]
     if open_parts:
         raise UserError(
-            f"data.pairs trains the decoder alone, but {', '.join(open_parts)} would change; "
+            f"data.pairs trains only the decoder, but {', '.join(open_parts)} would change; "
             f"set freeze=[{','.join(ENCODER_SIDE)}]"
         )
     if config.data.crop != "center" or config.data.flip:
-        raise UserError("pairs belong to centre crops that are not mirrored; set data.crop=center data.flip=false")
+        raise UserError("pairs hold codes of unmirrored center crops; set data.crop=center data.flip=false")
     for name, regularizer in config.regularizers.items():
         if lookup("tokenizer.regularizers:REGULARIZERS", regularizer["name"]).needs_latents:
-            raise UserError(f"regularizers.{name} acts on latents, and pairs have only codes; set it to null")
+            raise UserError(f"regularizers.{name} acts on latents, but pairs hold only codes; set it to null")
     if pairs.meta["codes_of"] != codes_fingerprint(tokenizer):
         raise UserError(
             f"the pairs {str(pairs.path)!r} are codes of another tokenizer (from {pairs.meta.get('vq_ckpt')}); "
@@ -374,8 +305,12 @@ def run(config: TrainConfig) -> None:
 
 
 def without_data(config: TrainConfig) -> tuple[Callable[[World], TokenizerTrainee], Callable[[int], dict[str, Tensor]]]:
-    """A trainer and random batches, to measure what a step costs: at most, so all tokens are decoded."""
-    regularizers = {name: each for name, each in config.regularizers.items() if name != "nested_dropout"}
+    """A trainee and random batches, to measure the largest cost of a step: all tokens are decoded."""
+    regularizers = {
+        key: each
+        for key, each in config.regularizers.items()
+        if not lookup("tokenizer.regularizers:REGULARIZERS", each["name"]).saves_compute
+    }
     quantizer = {key: 0 if key == "refresh_every" else value for key, value in config.model.quantizer.items()}
     model = dataclasses.replace(config.model, quantizer=quantizer)
     config = dataclasses.replace(config, model=model, regularizers=regularizers, init=None, backbone=None)
@@ -387,7 +322,7 @@ def without_data(config: TrainConfig) -> tuple[Callable[[World], TokenizerTraine
 
 
 def estimate(config: TrainConfig) -> None:
-    """Print what the last step of a run costs. Networks need no weights for it."""
+    """Print the cost of the last step of a run. Frozen networks are not loaded."""
     measured = measure(*without_data(config), config.data.batch_size, config.run, config.estimate)
     print("\n".join(measured.lines(config.estimate.tflops)))
 

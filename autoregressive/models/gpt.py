@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from autoregressive.layers import Block, KVCache, modulate
 from common.config import opt
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.hub import HubModel
 from common.layers import RMSNorm, rotary_table_2d
 
@@ -287,9 +286,7 @@ def _dimensions(config: GPT.Config) -> tuple[int, int, int]:
     """(width, layers, heads) of a config, checked."""
     name = config.size.removeprefix("GPT-")
     if name not in SIZES:
-        close = difflib.get_close_matches(name, SIZES, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UserError(f"unknown GPT size {config.size!r}{hint}; known: {', '.join(SIZES)} (--gpt-model)")
+        raise UserError(f"unknown GPT size {config.size!r}{nearest(name, SIZES)}; known: {', '.join(SIZES)}")
     width, layers, heads = SIZES[name]
     width, layers, heads = config.width or width, config.layers or layers, config.heads or heads
     if config.condition not in ("class", "caption"):

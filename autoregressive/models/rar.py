@@ -13,7 +13,6 @@ from autoregressive.layers import KVCache, modulate
 from common.config import opt
 from common.errors import UserError
 from common.hub import HubModel
-from common.layers import attend
 
 __all__ = ["RAR", "SIZES", "random_order_probability"]
 
@@ -211,7 +210,7 @@ class _Attention(nn.Module):
             mixed = cache.attend(layer, place, query, key, value)
         else:
             dropout = self.dropout if self.training else 0.0
-            mixed = attend(query, key, value, causal=True, dropout=dropout)
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 

@@ -53,11 +53,9 @@ class SameConv(nn.Conv2d):
 
     def _convolved(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        total = [max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:]]
-        odd = [n % 2 for n in total]
-        # Zeros before the small kernel shift it as a row and column more behind the large map would, and cost far less.
-        weight = F.pad(self.weight, (odd[1], 0, odd[0], 0)) if any(odd) else self.weight
-        return F.conv2d(x, weight, self.bias, self.stride, [(n + 1) // 2 for n in total], groups=self.groups)
+        down, across = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
+        padded = F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
+        return super().forward(padded)
 
 
 class Block(nn.Module):

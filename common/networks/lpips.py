@@ -68,10 +68,14 @@ class LPIPSNetwork(nn.Module):
 
     def forward(self, images: Tensor, references: Tensor) -> Tensor:
         """Distance of each pair of images (B,3,H,W) in [-1,1]: (B,), 0 for equal images."""
-        total = images.new_zeros(len(images))
-        for stage, (a, b) in enumerate(zip(self.features(images), self.features(references), strict=True)):
+        return self.distance(self.features(images), self.features(references))
+
+    def distance(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+        """Distance (B,) of the feature maps of two batches of images, computed in fp32 outside of autocast."""
+        total = features[0].new_zeros(len(features[0]), dtype=torch.float32)
+        for stage, (a, b) in enumerate(zip(features, others, strict=True)):
             head = self.get_submodule(f"lin{stage}").model["1"]
-            total = total + head((_unit(a) - _unit(b)).square()).mean(dim=(1, 2, 3))
+            total = total + head((_unit(a.float()) - _unit(b.float())).square()).mean(dim=(1, 2, 3))
         return total
 
 

@@ -387,11 +387,15 @@ def frechet(first: Gaussian, second: Gaussian) -> float | None:
     return max(float(((first[0] - second[0]) ** 2).sum() + traces - 2 * cross), 0.0)
 
 
-def inception_score(probabilities: np.ndarray) -> float:
-    """Mean over runs of 5,000 in file order of exp(mean KL to the run's mean); 0 log 0 is 0."""
+def inception_score(probabilities: np.ndarray, split: int = SPLIT) -> float:
+    """Mean over consecutive splits of exp(mean KL(p(y|x) || p(y))) of class probabilities (N,K), N > 0; 0 log 0 is 0.
+
+    The order of the images matters, and a short last split has the same weight as a full one: both are rules of the
+    published evaluator. Source: Salimans et al., Improved techniques for training GANs (2016).
+    """
     scores = []
-    for start in range(0, len(probabilities), SPLIT):
-        part = probabilities[start : start + SPLIT].astype(np.float64)
+    for start in range(0, len(probabilities), split):
+        part = probabilities[start : start + split].astype(np.float64)
         ratio = np.divide(part, part.mean(axis=0, keepdims=True), out=np.ones_like(part), where=part > 0)
         scores.append(np.exp((part * np.log(ratio)).sum(axis=1).mean()))
     return float(np.mean(scores))

@@ -25,7 +25,6 @@ from evaluations import record
 from evaluations.c2i import evaluator as original
 from evaluations.metrics.frechet import Gaussian, Moments, fit, frechet_distance
 from evaluations.metrics.inception import InceptionGraph
-from evaluations.metrics.inception_score import inception_score
 from evaluations.metrics.precision_recall import precision_recall
 
 BLOCK = 64
@@ -92,8 +91,8 @@ class Evaluator:
             raise UserError(str(error)) from error
         found = self.activations(samples)
         figures: dict[str, Any] = {
-            "inception_score": inception_score(found.probabilities), "fid": _distance(self._pool, _fit(found.pool)),
-            "sfid": _distance(self._spatial, found.spatial),
+            "inception_score": original.inception_score(found.probabilities),
+            "fid": _distance(self._pool, _fit(found.pool)), "sfid": _distance(self._spatial, found.spatial),
         }
         pools = self._reference.pool, found.pool
         enough = min(map(len, pools)) > original.NEIGHBOURS

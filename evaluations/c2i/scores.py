@@ -1,4 +1,4 @@
-"""FID and its companions by TensorFlow or by torch: same graph, same formulas, and the result says which it was."""
+"""The ADM evaluator behind the jobs, in TensorFlow or in torch: same graph, same formulas; results name the engine."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from evaluations.record import Features, files_key
 
 SCRIPT = Path(__file__).with_name("evaluator.py")
 
+
 def evaluate(
     reference: str | Path, samples: str | Path, python: str | Path, graph: str | Path | None = None
 ) -> dict[str, Any]:
-    """Inception score, FID, sFID, precision and recall of `samples` against `reference` (both `.npz`), and whatever
-    else the evaluator's JSON tells of how they were made.
+    """All figures of `samples` against `reference` (both `.npz`) by the TensorFlow evaluator, with its other output.
 
     Args:
         python: the interpreter of the evaluation environment (EVAL_PYTHON_PATH).
-        graph: the Inception graph; None = where the evaluator looks by itself.
+        graph: the Inception graph; None = the cache folder.
 
     Raises: UserError when a file or the interpreter is missing, or the evaluator fails.
     """
@@ -37,7 +37,7 @@ def evaluate(
         if not path.is_file():
             raise UserError(f"the evaluator needs {str(path)!r}, which does not exist; check {flag}")
     text = samples.with_suffix(".txt")
-    # What an earlier run left must not be read as this run's answer.
+    # Files of an earlier run must not be taken for the result of this one.
     for stale in (text, samples.with_suffix(".json")):
         stale.unlink(missing_ok=True)
     command = [str(python), str(SCRIPT), str(reference), str(samples)]
@@ -53,7 +53,7 @@ def evaluate(
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise UserError(f"the evaluator ended with status {done.returncode}: {last} (command: {' '.join(command)})")
     if not text.is_file():
-        raise UserError(f"the evaluator ended well but wrote no {str(text)!r}; is {str(SCRIPT)!r} ours?")
+        raise UserError(f"the evaluator wrote no {str(text)!r}; is {str(SCRIPT)!r} the script of this repository?")
     as_json = samples.with_suffix(".json")
     if as_json.is_file():
         figures = json.loads(as_json.read_text())
@@ -87,9 +87,9 @@ METRICS = (*LINES.values(), "precision_float64", "recall_float64")
 
 
 def choose(engine: str, python: str) -> str:
-    """"tensorflow" or "torch": what was asked for, or with "auto" TensorFlow where `python` has it.
+    """"tensorflow" or "torch"; "auto" is TensorFlow if `python` has it.
 
-    Raises: UserError for any other word.
+    Raises: UserError for any other engine.
     """
     if engine in ("tensorflow", "torch"):
         return engine
@@ -105,11 +105,11 @@ def choose(engine: str, python: str) -> str:
 def question(
     reference: str, samples: str, kind: str | None, engine: str, python: str, graph: str | None
 ) -> dict[str, str]:
-    """What FID and its companions depend on besides the samples: engine, graph and reference.
+    """What the figures depend on besides the samples: engine, graph and reference.
 
     Args:
-        samples, kind: where they will lie, and whether they are "reconstruction" or "generation" (None = unknown):
-            what the evaluators would refuse at the end is refused before any work.
+        samples, kind: path of the samples, and "reconstruction" or "generation" (None = unknown). Pairs that the
+            evaluators would refuse are refused here, before any work.
 
     Raises: UserError when the reference or the graph is missing, or the reference is not for this kind.
     """
@@ -138,7 +138,7 @@ class Scores:
         self._evaluator: Any = None
 
     def __call__(self, samples: Path) -> tuple[dict[str, float | None], Features, list[str]]:
-        """(figures, what they were made of, flags); also writes `<samples>.txt` and `.json`, which say more.
+        """(figures, network and reference, flags); also writes all output to `<samples>.txt` and `<samples>.json`.
 
         Raises: UserError when something is missing or the evaluator fails.
         """

@@ -20,7 +20,7 @@ import autoregressive.train
 import tokenizer.train
 from autoregressive.config import TrainConfig as GeneratorConfig
 from autoregressive.paper_flags import TRAIN_FLAGS as GENERATOR_FLAGS
-from common import checkpoint, config
+from common import checkpoint, config, sharded  # noqa: F401  sharded: imported once for all processes
 from common.codes import ChunkedWriter
 from tests.faults.inject import Fault, inject
 from tokenizer.config import TrainConfig as TokenizerConfig

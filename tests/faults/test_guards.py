@@ -38,7 +38,7 @@ def test_policy_stop(kind: str, ranks: int, data: Path, tmp_path: Path) -> None:
     fault = Fault(ranks - 1, 5, "loss", "nan")
     assert jobs.train(kind, data, out, ranks=ranks, fault=fault) == [2] * ranks
     assert jobs.intact(out).name == "0000004"
-    assert "not finite in step 5; its update was left out" in (out / "log.txt").read_text()
+    assert "not finite in step 5; its update was skipped" in (out / "log.txt").read_text()
     dumps = [json.loads(path.read_text()) for path in sorted((out / "not_finite").iterdir())]
     assert [dump["rank"] for dump in dumps] == list(range(ranks))
     assert all(len(dump["files"]) == 4 // ranks and str(data) in dump["files"][0] for dump in dumps)
@@ -49,7 +49,7 @@ def test_policy_skip(kind: str, ranks: int, data: Path, tmp_path: Path) -> None:
     """Step 5 is left out of weights, moments and averages; the run comes to its end and every weight is finite."""
     out = tmp_path / kind
     fault = Fault(ranks - 1, 5, "loss", "nan")
-    assert jobs.train(kind, data, out, "run.not_finite=skip", "log.every=1", ranks=ranks, fault=fault) == [0] * ranks
+    assert jobs.train(kind, data, out, "run.skip_limit=3", "log.every=1", ranks=ranks, fault=fault) == [0] * ranks
     weights, lines = jobs.outcome(out)
     assert all(value.isfinite().all() for value in weights.values())
     assert "train/loss" not in next(line for line in lines if line["step"] == 6)
@@ -79,18 +79,16 @@ def test_a_skipped_update_changes_nothing(tmp_path: Path) -> None:
 
 def test_more_skips_in_a_row_than_allowed_stop_the_run(tmp_path: Path) -> None:
     bad = {3: "nan", 4: "nan", 6: "nan", 7: "nan"}
-    run(tmp_path / "two", Toy(bad), not_finite="skip", skip_limit=2)
+    run(tmp_path / "two", Toy(bad), skip_limit=2)
     with pytest.raises(UserError, match="step 5"):
-        run(tmp_path / "three", Toy(bad | {5: "nan"}), not_finite="skip", skip_limit=2)
-    with pytest.raises(UserError, match="expected stop or skip"):
-        run(tmp_path / "four", not_finite="ignore")
+        run(tmp_path / "three", Toy(bad | {5: "nan"}), skip_limit=2)
 
 
 def test_what_was_counted_survives_a_resume(tmp_path: Path) -> None:
     bad = {3: "nan", 4: "nan", 5: "nan"}
-    run(tmp_path, Toy(bad), not_finite="skip", skip_limit=2, stop_at=5)
+    run(tmp_path, Toy(bad), skip_limit=2, stop_at=5)
     with pytest.raises(UserError, match="step 5"):
-        run(tmp_path, Toy(bad), not_finite="skip", skip_limit=2)
+        run(tmp_path, Toy(bad), skip_limit=2)
 
 
 # --------------------------------------------------------------------------------------------------------- signals

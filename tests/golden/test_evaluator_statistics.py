@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluations.c2i.evaluator import inception_score
 from evaluations.metrics.frechet import Gaussian, fit, frechet_distance
-from evaluations.metrics.inception_score import inception_score
 from evaluations.metrics.precision_recall import precision_recall
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "golden" / "evaluator"

@@ -19,7 +19,7 @@ from tests.golden.fixture import read_packed, read_tensors
 
 FIXTURES = runner.find(runner.DATA)
 MORE = runner.find(runner.SHARED) if runner.SHARED.is_dir() else []
-OPTIONAL = {"tiny/gigatok_1d_options"}
+OPTIONAL = {"tiny/gigatok_1d_options", "schedules/robustok_blur_fade"}
 
 
 def parameter(fixture):

@@ -157,6 +157,7 @@ def train(rank: int, ranks: int, root: Path, name: str) -> None:
         if rank == 0:
             (root / "exchanges.json").write_text(json.dumps(exchanges))
             (root / "halved.json").write_text(json.dumps(halved))
+        dist.close()  # the interpreter's end would abort the process now and then
 
 
 def count_exchanges(root: Path, mode: str, accumulate: int) -> int:

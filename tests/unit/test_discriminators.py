@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from tokenizer.discriminators.diffaug import NUM_UNIFORMS, augment, blur, blur_strength
+from tokenizer.discriminators.diffaug import NUM_UNIFORMS, augment
 from tokenizer.discriminators.dino import DinoDiscriminator, FrozenDino, LocalBatchNorm, fit
 from tokenizer.discriminators.efficientnet import EfficientNetDiscriminator
 from tokenizer.layers.vit import VitConfig
@@ -123,12 +123,3 @@ def test_translation_moves_whole_pixels_and_fills_with_zeros():
     moved = augment(images, uniforms, (True, False, False))
     assert torch.equal(moved[0, 0, :-1, 1:], images[0, 0, 1:, :-1])
     assert (moved[0, 0, -1] == 0).all() and (moved[0, 0, :, 0] == 0).all()
-
-
-def test_blur_keeps_the_mean_and_fades_out():
-    images = torch.rand(1, 3, 32, 32)
-    assert torch.equal(blur(images, 0.0), images)
-    flat = torch.ones(1, 3, 32, 32)
-    torch.testing.assert_close(blur(flat, 1.0), flat)
-    assert blur(images, 1.0).var() < 0.1 * images.var()
-    assert [blur_strength(step, 2, 1) for step in range(5)] == [1.0, 1.0, 1.0, 0.5, 0.0]

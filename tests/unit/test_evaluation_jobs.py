@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,12 +24,14 @@ from common import checkpoint, config
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
+from common.numerics import numpy_generator
 from evaluations import generation, reconstruction, record, reference
 from evaluations.generation import GenerationConfig
 from evaluations.metrics.frechet import fit, frechet_distance
 from evaluations.metrics.psnr import psnr
 from evaluations.reconstruction import FLAGS, ReconstructionConfig
 from evaluations.reference import ReferenceConfig
+from evaluations.sample_metrics import Reference
 from tests import toys
 from tests.toys import read_npz
 from tokenizer.config import TokenizerConfig
@@ -96,7 +99,7 @@ def test_reference_holds_every_crop_once_in_a_seeded_order(made, tmp_path):
     crops = [item["pixels"] for item in (ImageFolder(made / "images", 32)[i] for i in range(13))]
     for index, crop in enumerate(crops):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "val_imagenet" / f"{index:06d}.png")), crop)
-    order = np.random.default_rng(0).permutation(13)
+    order = numpy_generator(0, "order").permutation(13)
     np.testing.assert_array_equal(read_npz(packed), np.stack([crops[i] for i in order]))
 
     reference.run(
@@ -222,7 +225,7 @@ def test_both_jobs_report_fid_and_how_it_was_made(made, graph, tmp_path):
     told = made_up["protocol"]
     assert (told["labels"], told["seed"], told["guidance"]["schedule"]) == ("balanced", 0, "constant")
     assert {about["weights_sha256"] for about in told["checkpoints"].values()} == {
-        record.checkpoint(made / name)["weights_sha256"] for name in ("gpt", "vq")
+        record.checkpoint(made / name, "model")["weights_sha256"] for name in ("gpt", "vq")
     }
     # The other way round, both stop before they do anything.
     with pytest.raises(UserError, match="--split val"):
@@ -265,8 +268,8 @@ def test_search_keeps_only_what_it_still_needs(made, tmp_path, monkeypatch):
         drawn.append(len(labels))
         return draw(self, labels, *rest)
 
-    def measure(self, path, question, *_):
-        return record.write(path, question, {"metrics": {FD: (question["guidance"]["scale"] - 1.5) ** 2}})
+    def measure(self, question, *_):
+        return {"metrics": {FD: (question["guidance"]["scale"] - 1.5) ** 2}}, [], None
 
     monkeypatch.setattr(generation.ImageSampler, "codes", count)
     monkeypatch.setattr(generation.Evaluation, "_measure", measure)
@@ -307,8 +310,6 @@ def test_generation_measures_and_logs_a_point_once(made, tmp_path):
 
 
 def test_the_mean_colour_distance_is_that_of_flat_images(made, tmp_path):
-    from evaluations.sample_metrics import Reference
-
     reference = Reference(str(made / "images"), FD, 32)
     labels = np.array([0, 1, 2, 1])
     dataset = ImageFolder(made / "images", 32)
@@ -323,17 +324,25 @@ def test_the_mean_colour_distance_is_that_of_flat_images(made, tmp_path):
     assert reference._mean_colour_distance(labels) == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_reference_labels_follow_the_samples_classes(made, tmp_path):
+    """A classifier of two of the classes, judged on the third's absence: numbers are those of the generator."""
+    shutil.copytree(made / "images", tmp_path / "some")
+    shutil.rmtree(tmp_path / "some" / "apple")
+    reference = Reference(str(tmp_path / "some"), FD, 32, classes=["apple", "bird", "cat"])
+    assert set(reference.labels) == {1, 2} and reference.classes == ["apple", "bird", "cat"]
+    with pytest.raises(UserError, match="bird"):
+        Reference(str(tmp_path / "some"), FD, 32, classes=["apple", "cat", "dog"])
+
+
 def test_search_evaluates_each_point_once_and_resumes(made, tmp_path, monkeypatch):
     """With a convex objective in place of the measurement, the climb ends at its optimum, coarse then full."""
     asked: list[tuple[float, int]] = []
 
-    def measure(self, path, question, samples, labels):
+    def measure(self, question, samples, labels):
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append((question["guidance"]["scale"], question["num_images"]))
-        return generation.record.write(
-            path, question, {"samples": "x", "metrics": {FD: (question["guidance"]["scale"] - 2.1) ** 2}}
-        )
+        return {"samples": "x", "metrics": {FD: (question["guidance"]["scale"] - 2.1) ** 2}}, [], None
 
     monkeypatch.setattr(generation.Evaluation, "_measure", measure)
     monkeypatch.setattr(generation.Evaluation, "_samples", lambda *_: (tmp_path / "x.npz", None))

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from autoregressive.config import Sampling
-from autoregressive.fast_linears import pack_linears
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance, guide
 from autoregressive.models.gpt import GPT
@@ -70,33 +69,14 @@ def test_the_unconditional_half_is_made_up_where_it_was_left_out(model: torch.nn
     assert torch.equal(found, codes)
 
 
-@pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-    reason="this processor has no bf16 kernels",
-)
-def test_packed_layers_compute_what_their_layers_did(model: torch.nn.Module) -> None:
-    model, labels, codes = model.to(torch.bfloat16), asked(model), torch.randint(40, (3, 16))
-    labels = labels.to(torch.bfloat16) if labels.is_floating_point() else labels
-    expected = model(codes, labels)
-    packed = pack_linears(deepcopy(model))
-    assert not any(type(layer) is torch.nn.Linear for layer in packed.modules())
-    torch.testing.assert_close(packed(codes, labels), expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())
-
-
-def test_processors_without_the_kernels_keep_their_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    layers = torch.nn.Sequential(torch.nn.Linear(4, 4)).to(torch.bfloat16)
-    assert type(pack_linears(layers)[0]) is torch.nn.Linear
-
-
 def test_bf16_draws_from_nearly_the_same_distribution() -> None:
-    """Total variation between what float32 and packed bf16 give the next code, averaged over places."""
+    """Total variation between what float32 and bf16 give the next code, averaged over places."""
     torch.manual_seed(0)
     model = GPT(GPT.Config(size="small", codebook_size=256, num_tokens=64, num_classes=5)).eval().requires_grad_(False)
     torch.nn.init.normal_(model.output.weight, std=0.1)
     codes, labels = torch.randint(256, (4, 64)), torch.tensor([0, 1, 2, 3])
     expected = model(codes, labels).softmax(-1)
-    found = pack_linears(model.to(torch.bfloat16))(codes, labels).softmax(-1)
+    found = model.to(torch.bfloat16)(codes, labels).softmax(-1)
     assert expected.max(-1).values.mean() > 0.02  # no uniform guess
     assert (found - expected).abs().sum(-1).mean() / 2 < 0.02
 

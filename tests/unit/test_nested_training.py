@@ -40,9 +40,9 @@ def test_gradients_reach_each_token_exactly_as_often_as_it_is_kept(per_sample: b
     for step in range(40):
         plan = planned(dropout, step=step)
         tokens = vectors.clone().requires_grad_()
-        model.decode_vectors(tokens, plan.num_tokens).images.square().sum().backward()
+        model.decode_vectors(tokens, plan.lengths[0]).images.square().sum().backward()
         reached += (tokens.grad.abs().amax(dim=(1, 2)) > 0).float()
-        kept += (torch.arange(24) < torch.as_tensor(plan.num_tokens).view(-1, 1)).float()
+        kept += (torch.arange(24) < torch.as_tensor(plan.lengths[0]).view(-1, 1)).float()
     assert torch.equal(reached, kept)
     assert kept[:, :3].eq(40).all() and (kept[:, 3:].diff() <= 0).all() and 0 < kept[0, 20] < 40
 
@@ -67,28 +67,43 @@ def test_semantic_strength_falls_as_scheduled(schedule: str, expected: list[floa
 def test_the_semantic_loss_is_logged_in_buckets_of_kept_tokens() -> None:
     part = regularizer("semantic", teacher={"name": "efficientnet_lite0"}, schedule="linear", k_start=1)
     for kept, bucket in ((1, 1), (7, 2), (12, 3), (23, 4), (24, 4)):
-        done = Pass([], None, extra={"semantic": torch.ones(2, 16, 112)})
-        losses = part.losses(images(2), done, Plan(0, 0, 2, 0, LAYOUT, num_tokens=kept))
+        done = Pass([], None, extra={name: torch.ones(2, 16, 112) for name in ("semantic", "semantic_target")})
+        losses = part.losses(images(2), done, Plan(0, 0, 2, 0, LAYOUT, [kept]))
         assert set(losses) == {"semantic", f"semantic@k_quarter{bucket}", f"cosine@k_quarter{bucket}"}
         assert losses["semantic"].item() == losses[f"semantic@k_quarter{bucket}"].item()
 
 
 def test_cross_length_draws_its_own_prefix_or_takes_nested_dropouts() -> None:
     alone = [planned(regularizer("cross_length"), step=step) for step in range(200)]
-    assert {plan.num_tokens for plan in alone} == {None} and {plan.also_num_tokens for plan in alone} == {*range(1, 17)}
+    assert {plan.lengths[0] for plan in alone} == {None} and {plan.lengths[1] for plan in alone} == {*range(1, 17)}
     parts = regularizer("cross_length"), regularizer("nested_dropout", min_tokens=2)
     beside = [planned(*parts, step=step) for step in range(200)]
-    assert {plan.also_num_tokens for plan in beside} == {16} and {plan.num_tokens for plan in beside} == {*range(2, 25)}
+    assert {plan.lengths[1] for plan in beside} == {16} and {plan.lengths[0] for plan in beside} == {*range(2, 25)}
 
 
 @pytest.mark.parametrize(("kept", "also", "teacher"), [(None, 5, 0), (5, 16, 1), (20, 16, 0)])
 def test_the_longer_view_teaches_the_shorter(kept: int | None, also: int, teacher: int) -> None:
     firsts = [torch.randn(2, 17, 8, requires_grad=True) for _ in range(2)]
     views = [View(torch.empty(0), None, DecoderFeatures(torch.empty(0), None, first)) for first in firsts]
-    plan = Plan(0, 0, 2, 0, LAYOUT, num_tokens=kept, also_num_tokens=also)
+    plan = Plan(0, 0, 2, 0, LAYOUT, [kept, also])
     regularizer("self_alignment").losses(torch.empty(0), Pass(views, None), plan)["self_alignment"].backward()
     assert firsts[1 - teacher].grad.abs().max() > 0
     assert firsts[teacher].grad is None or not firsts[teacher].grad.any()
+
+
+def test_the_mean_token_is_that_of_the_real_ones() -> None:
+    """Hidden and padding tokens change nothing in the decoder's mean row."""
+    model = make()
+    with torch.no_grad():
+        vectors = model.quantizer(model.latents(images(2))[0]).vectors
+
+    def mean_row(vectors: torch.Tensor, lengths: object) -> torch.Tensor:
+        return model.decode_vectors(vectors, lengths).features.first[:, 0]
+
+    rows = mean_row(vectors, torch.tensor([3, 24]))
+    torch.testing.assert_close(rows[:1], mean_row(vectors[:1], 3))
+    torch.testing.assert_close(rows[1:], mean_row(vectors[1:], 16))
+    torch.testing.assert_close(mean_row(vectors, 20), mean_row(vectors, 16))
 
 
 def test_one_generator_of_full_length_codes_samples_at_every_length() -> None:

@@ -152,6 +152,7 @@ def test_a_continuous_tokenizer_says_that_it_has_no_codes() -> None:
 # ----------------------------------------------------------------------------------------------- codebook refresh
 
 WITH_REFRESH = ("vq", "vq_hits")
+TAKEN, SKIPPED = torch.zeros(()), torch.ones(())  # whether the optimizer step was skipped
 
 
 def zipf_steps(table: torch.Tensor, alive: int, count: int = 10, images: int = 8) -> list[torch.Tensor]:
@@ -182,7 +183,7 @@ def trained(
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
-        quantizer.refresh(optimizer, average)
+        quantizer.refresh(optimizer, average, TAKEN)
     return average, optimizer
 
 
@@ -218,13 +219,22 @@ def test_a_refreshed_code_takes_its_average_along_and_leaves_its_moments() -> No
     for step, latents in enumerate(steps, start=10):
         quantizer.step = step
         quantizer(latents)
-        quantizer.refresh(optimizer, average)
+        quantizer.refresh(optimizer, average, TAKEN)
     moved = (quantizer.embedding.weight != before).any(dim=1)
     assert moved.sum() > 100
     assert torch.equal(average.embedding.weight[moved], quantizer.embedding.weight[moved])
     moments = optimizer.state[quantizer.embedding.weight]
     for name in ("exp_avg", "exp_avg_sq"):
         assert (moments[name][moved] == 0).all() and (moments[name][~moved] != 0).any()
+
+
+def test_a_skipped_step_refreshes_nothing() -> None:
+    quantizer = refreshing("vq")
+    optimizer, start = torch.optim.AdamW(quantizer.parameters()), quantizer.embedding.weight.detach().clone()
+    quantizer.step = 9
+    quantizer(torch.full((1, 4, 2, 2), torch.nan))
+    quantizer.refresh(optimizer, None, SKIPPED)
+    assert torch.equal(quantizer.embedding.weight, start) and not quantizer.candidates
 
 
 def test_a_refresh_is_the_same_for_one_process_and_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,13 +273,13 @@ def test_a_resumed_run_refreshes_as_an_uninterrupted_one() -> None:
     for step, latents in enumerate(steps):
         through.step = step
         through(latents)
-        through.refresh(optimizer, None)
+        through.refresh(optimizer, None, TAKEN)
         if step == 4:
             state = deepcopy(through.refresh_state())
     resumed.load_refresh_state(state)
     for step, latents in enumerate(steps[5:], start=5):
         resumed.step = step
         resumed(latents)
-        resumed.refresh(optimizer, None)
+        resumed.refresh(optimizer, None, TAKEN)
     assert torch.equal(through.embedding.weight, resumed.embedding.weight)
     assert "chosen" not in through.state_dict()  # checkpoints keep the released keys

@@ -255,7 +255,7 @@ def test_groups_and_scales_train_and_decode_from_codes(words: tuple[str, ...], n
     quantized = model.quantizer(model.latents(images)[0])
     assert quantized.vectors.shape == (4, width, 8, 8)
     torch.testing.assert_close(model.vectors(codes), quantized.vectors, rtol=1e-4, atol=1e-5)
-    moved = trainee.plan(4, 0).perturbation
+    moved = trainee.regularizers[1].draw(trainee.plan(4, 0))
     moved.chosen = torch.tensor([True, False, True, False])
     out = model.quantizer.perturb(model.latents(images)[0], quantized, moved)
     changed = (out - quantized.vectors).abs().amax(dim=(2, 3)) > 1e-3
@@ -283,7 +283,7 @@ def test_finer_scales_bring_the_sum_nearer_when_they_are_fitted() -> None:
 def test_dropped_scales_add_nothing_and_are_not_guided() -> None:
     words = ("regularizers.codebook_drop={share: 0.5, min_scales: 2}", "regularizers.perturbation=null")
     trainee = toy(*SCALES, *words)
-    kept = torch.cat([trainee.plan(8, step).kept_scales for step in range(50)])
+    kept = torch.cat([trainee.plan(8, step).quantizer_options["kept_scales"] for step in range(50)])
     assert kept.unique().tolist() == [2, 3, 4] and (kept == 4).float().mean() == pytest.approx(0.5 + 0.5 / 3, abs=0.08)
     layer, latents = trainee.tokenizer.quantizer.eval(), torch.randn(2, 16, 8, 8)
     done = layer(latents, kept_scales=torch.tensor([2, 4]))
@@ -292,7 +292,8 @@ def test_dropped_scales_add_nothing_and_are_not_guided() -> None:
     torch.testing.assert_close(done.vectors[1], first[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(done.vectors[0], coarse[0], rtol=1e-4, atol=1e-5)
     images, plan = pixels(4).permute(0, 3, 1, 2) / 127.5 - 1, trainee.plan(4, 0)
-    plan.kept_scales = torch.tensor([4, 2, 4, 4])
+    plan.quantizer_options["kept_scales"] = torch.tensor([4, 2, 4, 4])
+    plan.kept_codes = torch.tensor([1, 0.5, 1, 1])
     losses, done = trainee.generator_losses(images, plan)
     rows = done.extra["contrastive_last"], done.quantized.vectors.mean(dim=(2, 3))
     expected = 0.1 * contrastive_loss(*(x[[0, 2, 3]] for x in rows))
@@ -339,7 +340,7 @@ def test_adapters_train_beside_a_frozen_body_and_are_saved_as_an_ordinary_tokeni
     again.load(files.__getitem__, deepcopy(trainee.state()))
     assert all(torch.equal(value, again.weights()["ema"][name]) for name, value in files["ema"].items())
     for one in (trainee, again):
-        one.training_pass.train()
+        one.trained.train()
         one.step({"pixels": pixels(4)}, 2)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.tokenizer.state_dict().items())
     for words, said in (("lora={quantizer: 4}", "expected encoder or decoder"), ("lora={encoder: 0}", "rank >= 1")):

@@ -13,8 +13,8 @@ from tests.golden.fixture import read_packed
 from tokenizer.config import TrainConfig
 from tokenizer.losses import LOSSES
 from tokenizer.model import Tokenizer
-from tokenizer.paper_flags import from_released, to_released
 from tokenizer.regularizers import REGULARIZERS
+from tokenizer.released import from_released, to_released
 
 ROOT = Path(__file__).parents[2]
 CONTRACTS = read_packed(ROOT / "tests/golden/data/contracts.json.xz")
@@ -95,8 +95,8 @@ VQ_XLXXL256         xl    xxl   256 0.005 rot   5000 patchgan 20000 0     indire
 VQ_SS256_2d         small small 128 0.0   rot   0    patchgan 20000 15000 direct   1000000
 VQ_SB256_2d         small base  128 0.0   rot   0    patchgan 20000 15000 direct   2000000
 VQ_BL256_2d         base  large 256 0.005 rot   0    patchgan 20000 15000 direct   1000000
-VQ_SS256_retok      small small 128 0.0   rot   0    patchgan 0     15000 indirect 1000000
-VQ_SB256_retok      small base  128 0.0   rot   0    patchgan 0     15000 indirect 2500000
+VQ_SS256_retok      small small 128 0.0   rot   0    patchgan 20000 0     indirect 1000000
+VQ_SB256_retok      small base  128 0.0   rot   0    patchgan 20000 0     indirect 2500000
 """
 """Sizes, batch, entropy weight, rotation, warm-up, discriminator and its start, shortcut until and kind, steps."""
 
@@ -130,7 +130,7 @@ def test_training_settings_are_the_papers(row: str) -> None:
 def test_llamagens_training_settings(name: str) -> None:
     settings = read(name)
     o, adversary = settings.optim, settings.adversary
-    assert (o.lr, o.beta1, o.beta2, o.weight_decay, o.max_grad_norm) == (1e-4, 0.9, 0.95, 0.05, 1.0)
+    assert (o.lr, o.beta1, o.beta2, o.weight_decay, o.max_grad_norm) == (1e-4, 0.9, 0.95, 0.0, 1.0)
     assert (o.schedule, o.warmup, settings.data.batch_size, settings.run.steps) == ("constant", 0, 128, 400_000)
     assert (adversary.start, adversary.weight, adversary.loss) == (20000, 0.5, "hinge")
     assert {loss["name"] for loss in settings.losses.values()} == {"l2", "lpips"} and not settings.regularizers
@@ -152,7 +152,7 @@ def test_the_second_stage_trains_the_decoder_alone() -> None:
     for size in ("SS", "SB"):
         first, second = read(f"VQ_{size}256_retok"), read(f"VQ_{size}256_retok_finetune")
         assert first.model == second.model and second.freeze == ["encoder", "quant_conv", "quantizer"]
-        assert second.init == second.adversary.init == first.run.out
+        assert second.init == second.adversary.init == first.run.out and second.adversary.start == 0
         assert second.regularizers.keys() == {"nested_dropout"}
         assert second.regularizers["nested_dropout"]["max_tokens"] == first.model.layout.num_tokens
     aligned = read("VQ_SB256_nested_align")

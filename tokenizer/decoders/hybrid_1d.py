@@ -1,4 +1,4 @@
-"""GigaTok's 1D decoder: grid queries read the tokens, then a CNN draws the pixels. Any prefix decodes."""
+"""GigaTok's 1D decoder: a Q-former whose grid queries attend to the tokens, then a CNN. Any prefix can be decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenizer.layout import Layout
 
 @dataclass
 class SemanticHeadConfig:
-    """Where the semantic regularizer looks: decoder layer `depth`, through an MLP to the teacher's width."""
+    """The features for semantic regularization: the stream after decoder layer `depth`, through an MLP."""
 
     depth: int = opt(3, "decoder layer (1-based) whose stream is compared with the teacher")
     width: int = opt(768, "the teacher's feature width; 768 for DINOv2 ViT-B")
@@ -31,8 +31,11 @@ def semantic_head(width: int, out: int) -> nn.Sequential:
 
 @dataclass
 class DecoderFeatures:
-    """What a decoder pass saw inside: `spatial` (B,C,G,G) entered the CNN; `inner` (B,G*G,D) is the query
-    stream after the semantic head's layer; `first` (B,G*G+1,D) the stream after layer 1 with the mean memory token."""
+    """Intermediate results of a decoder pass.
+
+    spatial: (B,C,G,G), the input of the CNN. inner: (B,G*G,D), the query stream after the semantic head's layer.
+    first: (B,G*G+1,D), the mean memory token and the query stream after layer 1.
+    """
 
     spatial: Tensor
     inner: Tensor | None
@@ -89,14 +92,22 @@ class QFormerDecoder(nn.Module):
         for number, layer in enumerate(self.transformer, start=1):
             stream = layer(stream, memory, query_pos, memory_pos, hidden)
             if number == 1:
-                first = torch.cat([memory.mean(dim=1, keepdim=True), stream], dim=1)
+                first = torch.cat([self._mean(memory, hidden), stream], dim=1)
             if number == self.semantic_depth:
                 inner = stream
         spatial = self.ln_post(stream).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return DecoderFeatures(self.conv_out(spatial), inner, first)
 
+    def _mean(self, memory: Tensor, hidden: Tensor | None) -> Tensor:
+        """Mean (B,1,D) of the visible tokens (B,W,D), without padding tokens."""
+        memory = memory[:, : self.layout.num_tokens]
+        if hidden is None:
+            return memory.mean(dim=1, keepdim=True)
+        shown = (~hidden)[:, : self.layout.num_tokens, None].to(memory.dtype)
+        return (memory * shown).sum(dim=1, keepdim=True) / shown.sum(dim=1, keepdim=True)
+
     def _visible(self, tokens: Tensor, num_tokens: int | Tensor | None) -> tuple[int, Tensor | None]:
-        """How many leading tokens enter, and which of those are hidden per image (B,keep)."""
+        """Number of leading tokens that are used, and a mask (B,keep) of those hidden per image."""
         there = tokens.shape[1]
         if num_tokens is None:
             return min(there, self.layout.num_tokens), None
@@ -125,6 +136,6 @@ class Hybrid1dDecoder(nn.Module):
         return self.cnn.last_layer
 
     def forward(self, latents: Tensor, num_tokens: int | Tensor | None = None) -> tuple[Tensor, DecoderFeatures]:
-        """`num_tokens`: the decoder sees only that many tokens (int, or int64 (B,) per image); None = at most N."""
+        """`num_tokens`: use only that many leading tokens (int, or int64 (B,) per image); None = at most N."""
         features = self.transformer(latents, num_tokens)
         return self.cnn(features.spatial), features

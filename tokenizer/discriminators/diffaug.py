@@ -1,11 +1,10 @@
-"""Differentiable augmentation of what a discriminator sees, real and generated alike.
+"""Differentiable augmentation of a discriminator's input, for real and generated images.
 
-Source: Zhao et al. 2020, as the DINO discriminator of GigaTok and RobusTok uses it; spec robustok 3.3.
+The originals can also blur images at first; their configs fade the blur out within one step, and it is not built here.
+Source: Zhao et al. 2020 (arXiv 2006.10738), as the DINO discriminator of GigaTok and RobusTok uses it.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -54,24 +53,3 @@ def _translate(x: Tensor, down: Tensor, right: Tensor, reach: int) -> Tensor:
 def _inside(places: Tensor, uniform: Tensor, side: int, size: int) -> Tensor:
     first = (uniform * (side + (1 - size % 2))).floor() - size // 2
     return (places >= first) & (places < first + size)
-
-
-def blur(images: Tensor, strength: float) -> Tensor:
-    """Gaussian-like blur (kernel 2^-(d/sigma)^2) of sigma = sqrt(S/2) * strength, reflected at the borders."""
-    sigma = math.sqrt(images.shape[-1] / 2) * strength
-    radius = math.floor(3 * sigma)
-    if radius < 1:
-        return images
-    kernel = torch.exp2(-((torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype) / sigma) ** 2))
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, -1)
-    x = F.pad(images, (radius,) * 4, mode="reflect")
-    x = F.conv2d(x, kernel.unsqueeze(2), groups=images.shape[1])
-    return F.conv2d(x, kernel.unsqueeze(3), groups=images.shape[1])
-
-
-def blur_strength(step: int, start: int, fade: int) -> float:
-    """1 up to the discriminator's first step `start`, then down to 0 within `fade` + 1 steps."""
-    if step < start:
-        return 1.0
-    strength = 1.0 - min(1.0, (step - start) / (fade + 1))
-    return strength if strength > 1e-6 else 0.0

@@ -1,6 +1,6 @@
 """The DINO discriminator: small convolutional heads on the features of a frozen self-supervised ViT.
 
-Source: StyleGAN-T's idea in VAR's form, as GigaTok's dino_disc and RobusTok use it; spec tokenizer 3.3.
+Source: StyleGAN-T's idea in VAR's form, as GigaTok's dino_disc and RobusTok use it.
 """
 
 from __future__ import annotations

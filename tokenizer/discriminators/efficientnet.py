@@ -19,7 +19,7 @@ from tokenizer.discriminators.frozen import OnFrozen
 
 
 class EfficientNetDiscriminator(OnFrozen[EfficientNetLite]):
-    """images (B,3,H,W) in [-1,1] -> logits (B,S,h,w) of S strides; coarse maps repeat theirs to count alike."""
+    """images (B,3,H,W) in [-1,1] -> logits (B,S,h,w) of S strides; coarse maps are repeated to equal weight."""
 
     @dataclass
     class Config:

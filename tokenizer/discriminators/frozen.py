@@ -1,4 +1,4 @@
-"""What discriminators on the features of a frozen network share."""
+"""Base class of discriminators on the features of a frozen network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class OnFrozen(nn.Module, Generic[Network]):
-    """A module with a frozen backbone that belongs to no state dict and no optimizer, and moves along."""
+    """A module with a frozen backbone that is in no state dict or optimizer, but moves with `to` and `double`."""
 
     def __init__(self, backbone: Network):
         super().__init__()

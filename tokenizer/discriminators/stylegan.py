@@ -47,7 +47,7 @@ class Block(nn.Module):
 class StyleGanDiscriminator(nn.Module):
     """images (B,3,S,S) -> logits (B,1). There are no norms, so images are judged one by one.
 
-    Source: StyleGAN2's residual discriminator in the form that GigaTok and LlamaGen offer; spec tokenizer 3.3.
+    Source: StyleGAN2's residual discriminator in the form that GigaTok and LlamaGen offer.
     """
 
     @dataclass

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from common.config import opt
 from common.errors import UserError
-from common.layers import attend
 
 SIZES = {  # name: (width, layers, heads)
     "tiny": (256, 4, 4),
@@ -56,7 +55,7 @@ class Attention(nn.Module):
         """query (B,L,D), key and value (B,S,D), hidden (B,S) bool with True = not attended -> (B,L,D)."""
         projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in projections)
-        mixed = attend(q, k, v, None if hidden is None else ~hidden[:, None, None, :])
+        mixed = F.scaled_dot_product_attention(q, k, v, None if hidden is None else ~hidden[:, None, None, :])
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
-from common.layers import DropPath, attend
+from common.layers import DropPath
 
 
 @dataclass
@@ -36,7 +36,7 @@ class VitAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B,L,D) -> (B,L,D)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):

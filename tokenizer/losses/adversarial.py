@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from common import dist
 
@@ -74,20 +74,6 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-def swapped_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """What the papers' code computes as "non-saturating": cross-entropy with prediction and target swapped.
-
-    The constant label is the prediction and the logits are the target, so the gradient is as the hinge's without its
-    margin on `real`, and nothing reaches `fake`. Kept to explain runs that were trained with it.
-    """
-    return 0.5 * (math.log1p(math.e) - real.mean() + math.log(2.0) + 0.0 * fake.mean())
-
-
-def swapped_generator(fake: Tensor) -> Tensor:
-    """The generator's half of the swapped game: log(1 + e) - mean fake."""
-    return math.log1p(math.e) - fake.mean()
-
-
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """|gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last weight.
 
@@ -100,32 +86,29 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return (wanted.norm() / (given.norm() + 1e-4)).clamp(0.0, 1e4).detach()
 
 
-class LeCam:
-    """Regularizes the discriminator's logits towards their running means.
+class LeCam(nn.Module):
+    """Penalises logits that move away from the running means of the other side's logits.
 
-    Call `update` before `penalty`. The means start with the first batch's; before `settle` steps they equal each
-    batch's. The caller restores `state()` when the step is not finite.
+    `update` before `penalty`. The means start as the first batch's; before `settle` steps they follow each batch.
     Source: Tseng et al. 2021; GigaTok settles 1,000 steps after the discriminator's start with decay 0.99, RobusTok
     starts its means at 0 (`mean=0.0`) with decay 0.999 from the first step.
     """
 
-    def __init__(self, decay: float = 0.999, settle: int = 0, mean: float | None = None):
+    def __init__(self, decay: float = 0.999, settle: int = 0, mean: float = math.nan):
+        super().__init__()
         self.decay, self.settle = decay, settle
-        self.real = self.fake = mean
+        for name in ("real", "fake"):
+            self.register_buffer(name, torch.tensor(mean, dtype=torch.float64))
 
+    @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor, step: int = 0) -> None:
         """Take in one batch of logits, averaged over ranks."""
-        means = dist.mean({"real": real.detach().mean(), "fake": fake.detach().mean()})
-        decay = self.decay if step >= self.settle and self.real is not None else 0.0
-        self.real = decay * (self.real or 0.0) + (1 - decay) * means["real"]
-        self.fake = decay * (self.fake or 0.0) + (1 - decay) * means["fake"]
+        means = torch.stack([real.mean(), fake.mean()]).double()
+        means = dist.all_reduce_sum(means) / dist.size()
+        decay = self.decay if step >= self.settle else 0.0
+        for held, mean in zip((self.real, self.fake), means, strict=True):
+            held.copy_(torch.where(held.isnan(), mean, decay * held + (1 - decay) * mean))
 
     def penalty(self, real: Tensor, fake: Tensor) -> Tensor:
         """mean relu(real - running fake)^2 + mean relu(running real - fake)^2."""
         return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
-
-    def state(self) -> dict[str, float | None]:
-        return {"real": self.real, "fake": self.fake}
-
-    def load(self, state: dict[str, float | None]) -> None:
-        self.real, self.fake = state["real"], state["fake"]

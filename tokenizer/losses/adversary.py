@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -41,8 +42,7 @@ class Adversary:
             checkpoint.load_into(self.module, checkpoint.read_weights(found, "discriminator"), config.init)
         self.wrapped = parallel.replicate(self.module, world)  # too small to be worth sharding
         self.optimizer = optim.adamw(self.module, self.optim_config)
-        self.lecam = LeCam(config.lecam.decay, config.lecam.settle) if config.lecam else None
-        self._keep_buffers()
+        self.lecam = LeCam(config.lecam.decay, config.lecam.settle).to(world.device) if config.lecam else None
 
     def active(self, step: int) -> bool:
         return step >= self.config.start
@@ -67,15 +67,13 @@ class Adversary:
         factor = adaptive_weight(reconstruction, loss, last_layer)
         return {"adversarial": self.config.weight * factor * loss, "weight@adversarial": factor}
 
-    def update(
-        self, images: Tensor, recons: list[Tensor], step: int, steps: int, skip: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """One discriminator step on real images and the step's (detached) reconstructions.
+    def backward(
+        self, images: Tensor, recons: list[Tensor], step: int
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """Gradients of the discriminator on real images and the step's (detached) reconstructions.
 
-        When it is not finite, or the tokenizer's update was skipped (`skip` = 1.0), no state of the adversary changes:
-        weights, moments, buffers and running means.
+        Returns loss and gradient norm, which must be finite for an update, and scalars to log.
         """
-        means = self.lecam.state() if self.lecam else None
         penalised = self.config.penalty > 0
         views = [view.detach().requires_grad_(penalised) for view in (images, *recons)]
         # Second-order gradients need full precision and unfused attention; fused kernels do not support them.
@@ -92,32 +90,30 @@ class Adversary:
             squared = sum(gradient_penalty(given, view) for given, view in zip(logits, views, strict=True))
             losses["gradient_penalty"] = self.config.penalty / 2 * squared
         self.optimizer.zero_grad(set_to_none=True)
-        total = self.config.weight * sum(losses.values())
-        total.backward()
-        taken = (step - self.first, steps - self.first)
-        _, not_finite = optim.update(self.optimizer, self.optim_config, *taken, total, skip=skip)
-        self._keep_buffers(not_finite)
-        if self.lecam and not not_finite.is_meta and not_finite.item():
-            self.lecam.load(means)
-        return {f"train/loss_{name}": self.config.weight * loss.detach() for name, loss in losses.items()} | {
-            "not_finite": not_finite,
+        self.total = self.config.weight * sum(losses.values())
+        self.total.backward()
+        self.total = self.total.detach()
+        norm = parallel.clip_gradients(self.module.parameters(), 0)
+        return (self.total, norm), {
+            **{f"train/loss_{name}": self.config.weight * loss.detach() for name, loss in losses.items()},
             "train/logits_real": real.detach().mean(),
             "train/logits_fake": torch.cat(fakes).detach().mean(),
         }
 
-    def _keep_buffers(self, not_finite: Tensor | None = None) -> None:
-        """Undo changes of the discriminator's buffers (batch statistics) since the last call, if `not_finite` is 1."""
-        for name, value in self.module.named_buffers():
-            if not_finite is not None:
-                value.copy_(torch.where(not_finite.bool(), self._buffers[name], value))
-        self._buffers = {name: value.clone() for name, value in self.module.named_buffers()}
+    def update(self, step: int, steps: int, skip: Tensor) -> None:
+        """Apply the gradients of `backward`, unless `skip` is 1.0."""
+        taken = (step - self.first, steps - self.first)
+        optim.update(self.optimizer, self.optim_config, *taken, self.total, skip=skip)
+
+    def kept(self) -> Iterable[Tensor]:
+        """The tensors that `backward` changes: batch statistics and LeCam's means."""
+        return (*self.module.buffers(), *(self.lecam.buffers() if self.lecam else ()))
 
     def state(self) -> dict[str, Any]:
         """All state except the discriminator's weights."""
-        return {"optimizer": self.optimizer.state_dict(), "lecam": self.lecam.state() if self.lecam else None}
+        return {"optimizer": self.optimizer.state_dict(), "lecam": self.lecam.state_dict() if self.lecam else None}
 
     def load(self, state: dict[str, Any]) -> None:
         optim.restore(self.optimizer, state["optimizer"])
-        self._keep_buffers()
         if self.lecam and state["lecam"]:
-            self.lecam.load(state["lecam"])
+            self.lecam.load_state_dict(state["lecam"])

@@ -33,8 +33,11 @@ class LpipsLoss(ReconstructionLoss):
         super().__init__(config)
         self.net = LPIPS(LPIPS.Config(vgg_path=config.vgg_path))
 
-    def distance(self, recon: Tensor, target: Tensor) -> Tensor:
-        return self.net(recon, target).mean()
+    def features(self, images: Tensor) -> list[Tensor]:
+        return self.net.features(images)
+
+    def distance(self, features: list[Tensor], target: list[Tensor]) -> Tensor:
+        return self.net.distance(features, target).mean()
 
 
 class ConvNextLoss(ReconstructionLoss):
@@ -64,17 +67,14 @@ class ConvNextLoss(ReconstructionLoss):
             )
         self.net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """ImageNet logits (B,1000)."""
         mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
         shown = F.interpolate(images, (CONVNEXT_SIZE, CONVNEXT_SIZE), mode="bilinear", antialias=True)
         return self.net(((shown + 1) / 2 - mean) / deviation)
 
-    @torch.no_grad()
-    def target(self, images: Tensor) -> Tensor:
-        return self._logits(images)
-
-    def distance(self, recon: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(self._logits(recon).float(), target.float())
+    def distance(self, features: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(features.float(), target.float())
 
 
 class EfficientNetPerceptual(ReconstructionLoss):
@@ -90,14 +90,10 @@ class EfficientNetPerceptual(ReconstructionLoss):
         self.strides = config.strides
         self.net = EfficientNetLite("lite0", config.size)
 
-    def _features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor) -> list[Tensor]:
         maps = self.net.feature_maps(images, self.strides)
-        return [F.normalize(maps[stride], dim=1) for stride in self.strides]
+        return [maps[stride] for stride in self.strides]
 
-    @torch.no_grad()
-    def target(self, images: Tensor) -> list[Tensor]:
-        return self._features(images)
-
-    def distance(self, recon: Tensor, target: list[Tensor]) -> Tensor:
-        pairs = zip(self._features(recon), target, strict=True)
-        return sum((a - b).float().square().sum(dim=1).mean() for a, b in pairs) / len(self.strides)
+    def distance(self, features: list[Tensor], target: list[Tensor]) -> Tensor:
+        made, real = ([F.normalize(x.float(), dim=1) for x in maps] for maps in (features, target))
+        return sum((a - b).square().sum(dim=1).mean() for a, b in zip(made, real, strict=True)) / len(self.strides)

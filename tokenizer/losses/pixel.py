@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
+from common.numerics import autocast
 
 
 @dataclass
@@ -20,7 +21,7 @@ class WeightConfig:
 class ReconstructionLoss(nn.Module):
     """`loss(recon, loss.target(images))` is the weighted scalar; targets are computed once for all views of a step.
 
-    A network inside is frozen and stays in evaluation mode, whatever the module around it is told.
+    `features` runs under the caller's autocast, `distance` in fp32. Networks are frozen and stay in evaluation mode.
     """
 
     Config = WeightConfig
@@ -32,22 +33,29 @@ class ReconstructionLoss(nn.Module):
     def train(self, mode: bool = True) -> ReconstructionLoss:
         return super().train(False)
 
-    @torch.no_grad()
-    def target(self, images: Tensor) -> Any:
+    def features(self, images: Tensor) -> Any:
+        """What is compared, of images (B,3,H,W) in [-1,1]."""
         return images
 
-    def distance(self, recon: Tensor, target: Any) -> Tensor:
+    @torch.no_grad()
+    def target(self, images: Tensor) -> Any:
+        return self.features(images)
+
+    def distance(self, features: Any, target: Any) -> Tensor:
+        """Scalar distance of what `features` returned for reconstructions and for images."""
         raise TypeError(f"{type(self).__name__} defines no distance")
 
     def forward(self, recon: Tensor, target: Any) -> Tensor:
-        return self.weight * self.distance(recon, target)
+        features = self.features(recon)
+        with autocast("none", recon.device):
+            return self.weight * self.distance(features, target)
 
 
 class L1(ReconstructionLoss):
-    def distance(self, recon: Tensor, target: Tensor) -> Tensor:
-        return F.l1_loss(recon, target)
+    def distance(self, features: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(features, target)
 
 
 class L2(ReconstructionLoss):
-    def distance(self, recon: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(recon, target)
+    def distance(self, features: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(features, target)

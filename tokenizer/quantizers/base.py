@@ -37,6 +37,8 @@ class Quantizer(nn.Module):
     """
 
     groups = 1
+    needs_grid = False
+    """True if latents must be a grid, as those of 2D encoders are."""
 
     def __init__(self, config: Any, codebook_dim: int):
         super().__init__()
@@ -54,8 +56,11 @@ class Quantizer(nn.Module):
     def forward(self, latents: Tensor) -> Quantized:
         raise TypeError(f"{type(self).__name__} defines no forward")
 
-    def refresh(self, optimizer: torch.optim.Optimizer, average: Quantizer | None) -> None:
-        """Called by the trainer after every optimizer step; quantizers with a codebook refresh do it here."""
+    def refresh(self, optimizer: torch.optim.Optimizer, average: Quantizer | None, skipped: Tensor) -> None:
+        """Called by the trainer after every optimizer step; quantizers with a codebook refresh do it here.
+
+        `skipped` is 1.0 if the step was not finite: then nothing may change.
+        """
 
     def refresh_state(self) -> dict[str, Tensor]:
         """What a resumed run needs to refresh the codebook exactly as an uninterrupted one; buffers by name."""

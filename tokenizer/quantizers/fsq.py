@@ -20,7 +20,7 @@ class FiniteScalarQuantizer(CodeQuantizer):
     """Channel i has levels[i] values, evenly spaced in [-1,1]; no codebook is learned and no loss is added.
 
     A code is a number in mixed radix, the first channel its lowest digit. Gradients pass straight through the rounding.
-    Source: Mentzer et al. 2023; spec tokenizer 2.2.
+    Source: Mentzer et al. 2023.
     """
 
     @dataclass

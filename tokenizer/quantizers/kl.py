@@ -18,7 +18,7 @@ class DiagonalGaussian(Quantizer):
 
     Loss: kl = weight * mean over images of 0.5 * sum (mean^2 + variance - 1 - log variance). There are no codes:
     `codebook_size` and `arrange` raise UserError.
-    Source: Kingma and Welling 2013; latent diffusion (Rombach et al. 2022); spec tokenizer 2.2 and 9.
+    Source: Kingma and Welling 2013; latent diffusion (Rombach et al. 2022).
     """
 
     @dataclass

@@ -17,8 +17,8 @@ from tokenizer.quantizers.vq import entropy_loss
 class LookupFreeQuantizer(CodeQuantizer):
     """Vectors are corners of the cube [-1,1]^e, e = log2 K; bit i of a code (lowest first) is set where channel i > 0.
 
-    Losses: commit = beta * mean (sg q - z)^2, entropy as in `vq`, which here keeps all corners in use.
-    Source: MAGVIT-v2 (Yu et al. 2023); spec tokenizer 2.2.
+    Losses: commit = beta * mean (sg q - z)^2, entropy as in `vq`, which keeps all corners in use.
+    Source: MAGVIT-v2 (Yu et al. 2023).
     """
 
     @dataclass

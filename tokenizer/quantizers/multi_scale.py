@@ -1,4 +1,4 @@
-"""Multi-scale residual quantization: each scale's codes add what the coarser ones left over."""
+"""Multi-scale residual quantization: each scale quantizes the residual of the coarser ones."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class MultiScaleQuantizer(VectorQuantizer):
     smoothed by phi(h) = (h + conv3x3(h)) / 2; the sum of all scales is the result. vq = mean over scales of
     mean (sum so far - sg z)^2, commit = beta * the same towards z. (RobusTok's code does not divide the latter by the
     number of scales.)
-    Source: VAR (Tian et al. 2024), algorithm 1; spec robustok 1.6.
+    Source: VAR (Tian et al. 2024), algorithm 1.
     """
+
+    needs_grid = True
 
     @dataclass
     class Config(VectorQuantizer.Config):
@@ -62,7 +64,7 @@ class MultiScaleQuantizer(VectorQuantizer):
         return self.smoothers[int((ticks - number / max(1, len(self.scales) - 1)).abs().argmin())]
 
     def drawn(self, codes: Tensor, number: int) -> Tensor:
-        """What the codes (B,p*p) of one scale add, (B,e,G,G)."""
+        """The contribution (B,e,G,G) of the codes (B,p*p) of one scale."""
         side, full = self.scales[number], self.scales[-1]
         maps = F.embedding(codes, self.embedding.weight.float()).transpose(1, 2).unflatten(2, (side, side))
         if side != full:
@@ -103,7 +105,7 @@ class MultiScaleQuantizer(VectorQuantizer):
         return nearest_codes(self, self.rows(latents), 1)[:, 0]
 
     def perturb(self, latents: Tensor, quantized: Quantized, how: Perturbation) -> Tensor:
-        """Codes of all scales are swapped for codes near to them."""
+        """Replace codes of all scales by codes near to them."""
         if how.neighbours != "code":
             raise UserError("several scales have no latent of their own; set regularizers.perturbation.neighbours=code")
         images = how.chosen.nonzero().flatten()

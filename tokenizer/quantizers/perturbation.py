@@ -1,6 +1,6 @@
-"""Latent perturbation: some codes are swapped for near ones, as a generator's mistakes would.
+"""Latent perturbation: some codes are replaced by near ones, to imitate sampling errors of a generator.
 
-Source: RobusTok (arXiv 2503.08354), section 3; spec robustok 2.
+Source: RobusTok (arXiv 2503.08354), section 3.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NEIGHBOURS = ("latent", "code")
 
 @dataclass
 class Perturbation:
-    """What one step perturbs, for B images of L codes.
+    """The perturbation of one step, for B images of L codes.
 
-    `chosen`: bool (B,), on the CPU, the images it happens to. `rate`: chance that a code of theirs is redrawn.
-    `strength`: how many near codes it is redrawn from, its own included. `neighbours`: near to the "latent" (what
-    RobusTok's code does) or to the chosen "code" (what its paper says). `uniforms` (B,L) in [0,1) and `ranks` (B,L),
-    int64 below `strength`, are the draws.
+    chosen: bool (B,) on the CPU, the images to perturb. rate: probability that a code of theirs is redrawn.
+    strength: number of nearest codes it is redrawn from, itself included. neighbours: nearest to the "latent" (as in
+    RobusTok's code) or to the chosen "code" (as in its paper). The draws are uniforms (B,L) in [0,1) and ranks (B,L),
+    int64 below `strength`.
     """
 
     chosen: Tensor
@@ -35,12 +35,12 @@ class Perturbation:
     neighbours: str = "latent"
 
     def part(self, columns: slice) -> Perturbation:
-        """The same for some of the L codes."""
+        """The same perturbation, restricted to some of the L codes."""
         own = self.uniforms[:, columns], self.ranks[:, columns]
         return Perturbation(self.chosen, self.rate, self.strength, *own, self.neighbours)
 
     def ranks_of(self, images: Tensor) -> Tensor:
-        """Which of the near codes each code of these images takes, (images,L); 0 = the nearest, it stays."""
+        """For these images, the rank (images,L) of the near code that each code takes; 0 = the nearest, unchanged."""
         return torch.where(self.uniforms[images] > self.rate, 0, self.ranks[images])
 
 
@@ -75,7 +75,8 @@ def nearest_codes(quantizer: CodeQuantizer, centres: Tensor, strength: int) -> T
 def anneal(progress: float, start: float, end: float, end_ratio: float) -> float:
     """1 up to `start`, `end_ratio` from `end` on, linear between; `progress` in their unit (steps or epochs).
 
-    RobusTok's own line, 1 - done * end_ratio, reaches `end_ratio` only where that is 0.5, as it is in its configs.
+    RobusTok's code uses 1 - done * end_ratio in between, with done from 0 to 1. Unless `end_ratio` is 0.5, as in its
+    configs, it jumps at the end: with 0.25 from 0.75 to 0.25. This function is continuous and equal to it for 0.5.
     """
     if progress <= start:
         return 1.0

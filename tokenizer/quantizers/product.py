@@ -14,9 +14,9 @@ from tokenizer.quantizers.perturbation import Perturbation
 
 
 class ProductQuantizer(Quantizer):
-    """latents (B,e,P*H,W), group below group -> vectors (B,P*e,H,W) and codes (B,P*L), all of a group's side by side.
+    """latents (B,e,P*H,W), group below group -> vectors (B,P*e,H,W) and codes (B,P*L), group after group.
 
-    Losses and use are means over the groups. The encoder makes the groups (`encoder.groups`).
+    Losses and usage are means over the groups. The encoder makes the groups (`encoder.groups`).
     Source: ImageFolder (Li et al. 2024), XQ-GAN.
     """
 
@@ -29,7 +29,7 @@ class ProductQuantizer(Quantizer):
         parts = [build("tokenizer.quantizers:QUANTIZERS", config.part) for _ in range(config.groups)]
         super().__init__(config, config.groups * parts[0].codebook_dim)
         self.parts, self.groups = nn.ModuleList(parts), config.groups
-        self.codebook_size = parts[0].codebook_size
+        self.codebook_size, self.needs_grid = parts[0].codebook_size, parts[0].needs_grid
 
     @property
     def latent_dim(self) -> int:
@@ -42,9 +42,11 @@ class ProductQuantizer(Quantizer):
         """Share of the codebooks in use lately."""
         return torch.stack([part.usage() for part in self.parts]).mean()
 
-    def refresh(self, optimizer: torch.optim.Optimizer, average: ProductQuantizer | None) -> None:
+    def refresh(
+        self, optimizer: torch.optim.Optimizer, average: ProductQuantizer | None, skipped: Tensor
+    ) -> None:
         for index, inner in enumerate(self.parts):
-            inner.refresh(optimizer, average.parts[index] if average else None)
+            inner.refresh(optimizer, average.parts[index] if average else None, skipped)
 
     def arrange(self, codes: Tensor, height: int, width: int) -> Tensor:
         """codes (B,P*L) -> vectors (B,P*e,H,W)."""
@@ -61,7 +63,7 @@ class ProductQuantizer(Quantizer):
         return Quantized(torch.cat(vectors, dim=1), torch.cat(codes, dim=1), losses)
 
     def perturb(self, latents: Tensor, quantized: Quantized, how: Perturbation) -> Tensor:
-        """As one group's `perturb`, in every group with draws of its own."""
+        """Perturb every group, each with its own draws."""
         rows = [latents.chunk(self.groups, dim=2), quantized.vectors.chunk(self.groups, dim=1)]
         rows.append(quantized.codes.chunk(self.groups, dim=1))
         size, perturbed = quantized.codes.shape[1] // self.groups, []

@@ -43,7 +43,7 @@ class VectorQuantizer(CodeQuantizer):
         if config.l2_norm and not on_meta():
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
         if config.refresh_every:
-            chosen = torch.zeros(config.codebook_size, dtype=torch.bool)
+            chosen = torch.zeros(config.codebook_size, dtype=torch.bool, device="cpu")
             self.register_buffer("chosen", chosen, persistent=False)  # since the last refresh, by any rank
             self.candidates: list[Tensor] = []  # latents (n,e) of this step, one entry per micro-batch
 
@@ -101,13 +101,16 @@ class VectorQuantizer(CodeQuantizer):
         return self.training and every > 0 and (self.step + 1) % every == 0
 
     @torch.no_grad()
-    def refresh(self, optimizer: torch.optim.Optimizer, average: VectorQuantizer | None) -> None:
+    def refresh(self, optimizer: torch.optim.Optimizer, average: VectorQuantizer | None, skipped: Tensor) -> None:
         """Move each code that was not chosen since the last refresh onto a latent of this step.
 
         The latents are drawn from the global batch, in the same way for any number of ranks. The moved rows of the
         weight average follow, and their optimizer moments start at zero. Source: NesTok, usage-driven codebook refresh.
         """
         if not self._refreshes():
+            return
+        if skipped.item():
+            self.candidates.clear()
             return
         rows = torch.cat(dist.all_gather(torch.cat(self.candidates)))
         rows = rows[torch.isfinite(rows).all(dim=1)]

@@ -1,4 +1,4 @@
-"""RobusTok's quantizer: the same choice of codes, another record of which of them are in use."""
+"""RobusTok's quantizer: `vq` with another record of which codes are in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regularizers: what a step decodes (plan) and which losses it adds. Each is switched on by its key in a config."""
+"""Regularizers: they choose what a step decodes and add losses. Each is enabled by an entry of `regularizers`."""
 
 from tokenizer.regularizers.codebook_drop import CodebookDrop
 from tokenizer.regularizers.contrastive import Contrastive

@@ -1,4 +1,4 @@
-"""Codebook drop: some images are left with their coarse scales, so that these alone mean something."""
+"""Codebook drop: some images are trained with their coarse scales only, so that these decode on their own."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ CHOSEN, SCALES = 6, 7  # streams
 
 
 class CodebookDrop(Regularizer):
-    """An image keeps, with probability `share`, only n of a multi-scale quantizer's S scales, n uniform in
-    {min_scales..S}. All groups of a product quantizer keep as many; contrastive guidance leaves such images out.
+    """With probability `share` an image keeps only its first n of S scales, n uniform in {min_scales..S}.
 
-    Source: ImageFolder (Li et al. 2024), XQGAN; spec robustok 1.6.
+    All groups of a product quantizer keep the same number; contrastive guidance leaves such images out.
+    Source: ImageFolder (Li et al. 2024); XQGAN (arXiv 2412.01762).
     """
 
     needs_latents = True
 
     @dataclass
     class Config:
-        share: float = opt(0.1, "chance that an image loses scales")
+        share: float = opt(0.1, "probability that an image loses scales")
         min_scales: int = opt(3, "fewest scales kept")
 
     def __init__(self, config: Config, context: Context):
@@ -32,15 +32,16 @@ class CodebookDrop(Regularizer):
         quantizer = context.quantizer
         quantizer = quantizer.parts[0] if hasattr(quantizer, "parts") else quantizer
         if not hasattr(quantizer, "scales"):
-            raise UserError("codebook_drop drops scales; set model.quantizer.name=multi_scale")
+            raise UserError("codebook_drop drops scales of the quantizer; set model.quantizer.name=multi_scale")
         self.num_scales = len(quantizer.scales)
         if not 1 <= config.min_scales <= self.num_scales:
             raise UserError(f"codebook_drop.min_scales got {config.min_scales}; expected 1 to {self.num_scales}")
 
     def plan(self, plan: Plan) -> None:
-        first = plan.rank * plan.batch_size
-        chosen = torch.rand(first + plan.batch_size, generator=plan.generator(CHOSEN)) < self.config.share
+        chosen = torch.rand(plan.mine.stop, generator=plan.generator(CHOSEN)) < self.config.share
         numbers = torch.randint(
             self.config.min_scales, self.num_scales + 1, chosen.shape, generator=plan.generator(SCALES)
         )
-        plan.kept_scales = torch.where(chosen, numbers, self.num_scales)[first:].to(self.context.device)
+        kept = torch.where(chosen, numbers, self.num_scales)[plan.mine].to(self.context.device)
+        plan.quantizer_options["kept_scales"] = kept
+        plan.kept_codes = kept / self.num_scales

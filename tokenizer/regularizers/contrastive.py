@@ -1,4 +1,4 @@
-"""Contrastive guidance: an image's codes should say what a frozen teacher sees in it."""
+"""Contrastive guidance: code vectors are aligned with the features of a frozen teacher."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common import dist
 from common.config import build, opt, part
 from common.errors import UserError
 from tokenizer.losses.feature import contrastive_loss
-from tokenizer.model import Pass
+from tokenizer.model import Pass, Tokenizer
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
 
 class Contrastive(Regularizer):
-    """weight * symmetric cross-entropy between the teacher's features and the mean code vectors of a global batch.
+    """weight * symmetric cross-entropy between the teacher's features and the mean code vectors of a batch.
 
-    The features pass through the tokenizer's own `quant_conv`, as the latents do. RobusTok's semantic guidance is
-    DINOv2's class feature against the last group of codes, its detail guidance CLIP's patch features against the first.
-    Source: RobusTok and XQGAN (arXiv 2412.01762); spec robustok 1.7.
+    The batch is that of all ranks; with run.accumulate it is one micro-batch of each. The features pass through the
+    tokenizer's own `quant_conv`, as the latents do. RobusTok's semantic guidance compares DINOv2's class feature with
+    the last group of codes, its detail guidance CLIP's patch features with the first.
+    Source: RobusTok (arXiv 2503.08354); XQGAN (arXiv 2412.01762).
     """
 
     needs_latents = True
@@ -33,8 +34,8 @@ class Contrastive(Regularizer):
         )
         weight: float = opt(0.1, "factor of the loss")
         scale: float = opt(1.0, "factor of the dot products, which are not normalised")
-        feature: str = opt("class", "class (its token; the mean patch of a teacher without one) | patch (mean)")
-        group: str = opt("last", "last | first: which group of a product quantizer's codes is guided")
+        feature: str = opt("class", "class (class token, or mean of the patches if there is none) | patch (mean)")
+        group: str = opt("last", "last | first: the group of a product quantizer's codes that is guided")
         on: str = opt("clean", "clean (paper) | perturbed (RobusTok's code): the vectors before or after perturbation")
 
     def __init__(self, config: Config, context: Context):
@@ -45,18 +46,22 @@ class Contrastive(Regularizer):
                 raise UserError(f"contrastive.{name} got {getattr(config, name)!r}; expected {expected}")
         if not config.teacher and context.teacher is None:
             raise UserError("regularizers.contrastive has no teacher; set its teacher.name, or model.teacher.name")
-        self.teacher = context.teacher
+        self.own = None
         if config.teacher:
             shape = {"grid": context.grid, "image_size": context.image_size}
-            self.teacher = build("tokenizer.teachers:TEACHERS", config.teacher, **shape).to(context.device)
+            self.own = build("tokenizer.teachers:TEACHERS", config.teacher, **shape).to(context.device)
         self.key = f"contrastive_{config.group}"
 
-    def plan(self, plan: Plan) -> None:
-        plan.guides[self.key] = self.features
+    @property
+    def teacher(self) -> nn.Module:
+        return self.own or self.context.teacher
+
+    def after_decode(self, tokenizer: Tokenizer, images: Tensor, done: Pass, plan: Plan) -> None:
+        done.extra[self.key] = tokenizer.quant_conv(self.features(images)[..., None, None]).flatten(1)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """What the teacher sees: images (B,3,H,W) -> (B,z_channels)."""
+        """The teacher's features of images (B,3,H,W): (B,z_channels)."""
         seen = self.teacher.summary(images) if self.config.feature == "class" else self.teacher(images).mean(dim=1)
         if seen.shape[1] != self.context.z_channels:
             raise UserError(
@@ -71,7 +76,7 @@ class Contrastive(Regularizer):
         width = guide.shape[1]
         vectors = vectors[:, :width] if self.config.group == "first" else vectors[:, -width:]
         rows = [dist.gather_rows(x) for x in (guide, vectors.float().mean(dim=(2, 3)))]
-        if plan.kept_scales is not None:
-            kept = dist.gather_rows(plan.kept_scales.float()[:, None])[:, 0]
+        if plan.kept_codes is not None:
+            kept = dist.gather_rows(plan.kept_codes[:, None])[:, 0]
             rows = [x[kept == kept.max()] for x in rows]
         return {self.key: self.config.weight * contrastive_loss(*rows, self.config.scale)}

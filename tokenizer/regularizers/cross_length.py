@@ -16,24 +16,24 @@ STREAM = 2
 class CrossLength(Regularizer):
     """Adds a second view; the reconstruction losses of both views add up.
 
-    Alone it adds a view of r tokens, r uniform, to the main view of all N. Where nested dropout has made the main view
-    a random prefix already (of the extended sequence, perhaps), it adds the view of all N.
-    Every position then gets a gradient at every step, and the tail can only help by adding what the prefix lacks.
+    If the main view has all N tokens, the second has r tokens, r uniform. If the main view is a random prefix already
+    (nested dropout), the second has all N tokens. Every position then gets a gradient in every step.
     Source: NesTok (2026), cross-length training.
     """
 
-    order = 1  # after nested dropout
+    order = 1  # after the regularizers that shorten the main view
+    trains_prefixes = True
 
     @dataclass
     class Config:
-        min_tokens: int = opt(1, "smallest r; the largest is N. Not used beside nested dropout")
+        min_tokens: int = opt(1, "smallest r; the largest is N. Not used with nested dropout")
 
     def plan(self, plan: Plan) -> None:
         most = plan.layout.num_tokens
-        if plan.num_tokens is not None:
-            plan.also_num_tokens = most
+        if plan.lengths[0] is not None:
+            plan.lengths.append(most)
             return
         if not 1 <= self.config.min_tokens <= most:
             raise UserError(f"cross_length.min_tokens got {self.config.min_tokens}; expected 1..{most}")
         drawn = torch.randint(self.config.min_tokens, most + 1, (1,), generator=plan.generator(STREAM))
-        plan.also_num_tokens = int(drawn)
+        plan.lengths.append(int(drawn))

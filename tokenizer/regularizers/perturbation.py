@@ -1,4 +1,4 @@
-"""Latent perturbation: the decoder learns to draw from codes that are slightly wrong, as a generator's are."""
+"""Latent perturbation: the decoder is trained on slightly wrong codes, like those of a generator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from common.config import opt
 from common.errors import UserError
-from tokenizer.model import Pass
+from tokenizer.model import Pass, Tokenizer
+from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.perturbation import NEIGHBOURS, Perturbation, anneal
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
@@ -17,24 +18,24 @@ CHOSEN, UNIFORMS, RANKS = 3, 4, 5  # streams
 
 
 class PerturbLatents(Regularizer):
-    """Redraws codes of some images among their neighbours; the quantizer's own losses see the clean ones.
+    """Replaces codes of some images by near ones; the quantizer's own losses use the clean ones.
 
-    An image is chosen with probability beta, a code of a chosen image redrawn with probability alpha, among the delta
-    nearest. (RobusTok takes the first beta of each process's batch, which is none of a small batch.) What is drawn
-    belongs to the seed, the step and the image's place in the global batch.
-    Source: RobusTok (arXiv 2503.08354), section 3; spec robustok 2.
+    An image is chosen with probability beta; each code of a chosen image is redrawn with probability alpha among the
+    delta nearest. (RobusTok takes the first beta of each process's batch, which is none of a small batch.) The draws
+    depend on the seed, the step and the image's place in the global batch.
+    Source: RobusTok (arXiv 2503.08354), section 3.
     """
 
     needs_latents = True
 
     @dataclass
     class Config:
-        alpha: float = opt(1.0, "rate: chance that a code of a chosen image is redrawn")
-        beta: float = opt(0.1, "proportion: chance that an image is chosen; not annealed")
-        delta: int = opt(100, "strength: how many nearest codes it is redrawn from, its own included")
+        alpha: float = opt(1.0, "rate: probability that a code of a chosen image is redrawn")
+        beta: float = opt(0.1, "proportion: probability that an image is chosen; not annealed")
+        delta: int = opt(100, "strength: number of nearest codes to draw from, including its own")
         anneal_start: int = opt(0, "step from which alpha and delta shrink")
-        anneal_end: int = opt(0, "step from which both stay at end_ratio of their value")
-        end_ratio: float = opt(1.0, "what is left of alpha and delta at the end; RobusTok: 0.5")
+        anneal_end: int = opt(0, "step from which both are end_ratio times their value")
+        end_ratio: float = opt(1.0, "factor of alpha and delta at the end; RobusTok: 0.5")
         neighbours: str = opt("latent", "nearest to the latent (RobusTok's code) | to its code (RobusTok's paper)")
 
     def __init__(self, config: Config, context: Context):
@@ -60,21 +61,25 @@ class PerturbLatents(Regularizer):
         ratio = anneal(step, config.anneal_start, config.anneal_end, config.end_ratio)
         return ratio * config.alpha, max(1, int(ratio * config.delta))
 
-    def plan(self, plan: Plan) -> None:
+    def draw(self, plan: Plan) -> Perturbation:
+        """The draws of one micro-batch."""
         alpha, delta = self.now(plan.step)
-        first, device = plan.rank * plan.batch_size, self.context.device
-        shape = (first + plan.batch_size, self.context.num_codes)
-        uniforms = torch.rand(shape, generator=plan.generator(UNIFORMS))[first:]
-        ranks = torch.randint(delta, shape, generator=plan.generator(RANKS))[first:]
-        chosen = torch.rand(shape[0], generator=plan.generator(CHOSEN))[first:] < self.config.beta
-        plan.perturbation = Perturbation(
-            chosen, alpha, delta, uniforms.to(device), ranks.to(device), self.config.neighbours
-        )
+        shape, device = (plan.mine.stop, self.context.num_codes), self.context.device
+        uniforms = torch.rand(shape, generator=plan.generator(UNIFORMS))[plan.mine]
+        ranks = torch.randint(delta, shape, generator=plan.generator(RANKS))[plan.mine]
+        chosen = torch.rand(shape[0], generator=plan.generator(CHOSEN))[plan.mine] < self.config.beta
+        return Perturbation(chosen, alpha, delta, uniforms.to(device), ranks.to(device), self.config.neighbours)
+
+    def vectors(
+        self, tokenizer: Tokenizer, latents: Tensor | None, quantized: Quantized, vectors: Tensor, plan: Plan
+    ) -> Tensor:
+        if plan.kept_codes is not None:
+            raise UserError("perturbation needs all codes of an image, but codebook_drop drops some; set one to null")
+        self.drawn = self.draw(plan)
+        return tokenizer.quantizer.perturb(latents, quantized, self.drawn)
 
     def losses(self, images: Tensor, done: Pass, plan: Plan) -> dict[str, Tensor]:
-        assert plan.perturbation is not None
-        moved = plan.perturbation
-        return {"perturbed@images": moved.chosen.float().mean().to(images.device)} | {
+        return {"perturbed@images": self.drawn.chosen.float().mean().to(images.device)} | {
             f"perturbed@{name}": torch.tensor(float(value), device=images.device)
-            for name, value in (("alpha", moved.rate), ("delta", moved.strength))
+            for name, value in (("alpha", self.drawn.rate), ("delta", self.drawn.strength))
         }

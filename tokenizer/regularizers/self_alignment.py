@@ -1,4 +1,4 @@
-"""Nested self-alignment: a prefix should lead the decoder to the features that all tokens lead it to."""
+"""Nested self-alignment: decoder features of a prefix are aligned with those of the longer view."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenizer.regularizers.base import Plan, Regularizer
 class SelfAlignment(Regularizer):
     """weight * (1 - mean_j cos(f_j(shorter view), sg f_j(longer view))), f = decoder stream after its first layer.
 
-    f has one row per grid cell and one for the mean of the embedded tokens.
+    f has one row per grid cell and one for the mean of the kept embedded tokens, without padding tokens.
     Source: NesTok (2026), self-alignment loss, for a Q-former decoder.
     """
 
@@ -26,11 +26,11 @@ class SelfAlignment(Regularizer):
         weight: float = opt(1.0, "factor of the loss")
 
     def losses(self, images: Tensor, done: Pass, plan: Plan) -> dict[str, Tensor]:
-        if plan.also_num_tokens is None:
+        if len(plan.lengths) < 2:
             raise UserError("regularizers.self_alignment compares two lengths; add regularizers.cross_length")
         main, also = (view.features.first.float() for view in done.views[:2])
-        kept = plan.layout.num_tokens if plan.num_tokens is None else plan.num_tokens
-        longer = (torch.as_tensor(kept, device=main.device) >= plan.also_num_tokens).view(-1, 1, 1)
+        kept, other = (plan.layout.num_tokens if length is None else length for length in plan.lengths[:2])
+        longer = (torch.as_tensor(kept, device=main.device) >= other).view(-1, 1, 1)
         student, teacher = torch.where(longer, also, main), torch.where(longer, main, also).detach()
         cosine = F.cosine_similarity(student, teacher, dim=-1)
         return {"self_alignment": self.config.weight * (1 - cosine.mean())}

@@ -1,4 +1,4 @@
-"""Semantic regularisation: decoder features should look like a frozen teacher's patch features."""
+"""Semantic regularization: decoder features are aligned with a frozen teacher's patch features."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.config import build, opt, part
 from common.errors import UserError
-from tokenizer.model import Pass
+from tokenizer.losses.feature import mean_cosine
+from tokenizer.model import Pass, Tokenizer
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
 
 class Semantic(Regularizer):
-    """-mean cosine to the teacher, weighted by lambda(k).
+    """Minus the mean cosine similarity to the teacher, weighted by lambda(k), k the number of kept tokens.
 
-    With `schedule: constant` this is GigaTok's term; the falling schedules are ReTok's hierarchical semantic
-    regularisation: strongest where few tokens are kept.
+    `schedule: constant` is GigaTok's term; the falling schedules are ReTok's hierarchical semantic regularization,
+    which is strongest for few tokens.
     """
+
+    needs_head = True
 
     @dataclass
     class Config:
@@ -39,9 +41,6 @@ class Semantic(Regularizer):
         teacher = build("tokenizer.teachers:TEACHERS", config.teacher, grid=context.grid, image_size=context.image_size)
         self.teacher = teacher.to(context.device)
 
-    def plan(self, plan: Plan) -> None:
-        plan.semantic = True
-
     def strength(self, num_tokens: Tensor, extended: int) -> Tensor:
         """lambda(k) for int64 k of any shape."""
         config = self.config
@@ -55,22 +54,25 @@ class Semantic(Regularizer):
         }[config.schedule]
         return config.weight + (config.end_weight - config.weight) * fall
 
-    def losses(self, images: Tensor, done: Pass, plan: Plan) -> dict[str, Tensor]:
+    def after_decode(self, tokenizer: Tokenizer, images: Tensor, done: Pass, plan: Plan) -> None:
         with torch.no_grad():
-            target = self.teacher(images).float()
-        student = done.extra["semantic"].float()
+            done.extra["semantic_target"] = self.teacher(images)
+        done.extra["semantic"] = tokenizer.semantic_head(done.views[0].features.inner)
+
+    def losses(self, images: Tensor, done: Pass, plan: Plan) -> dict[str, Tensor]:
+        student, target = done.extra["semantic"].float(), done.extra["semantic_target"].float()
         if student.shape != target.shape:
             raise UserError(
                 f"decoder.semantic_head gives {tuple(student.shape[1:])} features, the teacher "
                 f"{self.config.teacher['name']!r} {tuple(target.shape[1:])}; "
                 f"set decoder.semantic_head.width={target.shape[-1]}"
             )
-        cosine = F.cosine_similarity(student, target, dim=-1).mean(dim=1)
-        kept = plan.layout.num_tokens if plan.num_tokens is None else plan.num_tokens
-        kept = torch.as_tensor(kept, device=cosine.device).expand(len(cosine))
+        cosine = mean_cosine(student, target)
+        length = plan.layout.num_tokens if plan.lengths[0] is None else plan.lengths[0]
+        kept = torch.as_tensor(length, device=cosine.device).expand(len(cosine))
         losses = {"semantic": -(self.strength(kept, plan.layout.extended) * cosine).mean()}
-        if isinstance(plan.num_tokens, int):
-            quarter = min(3, 4 * plan.num_tokens // plan.layout.extended)
+        if isinstance(plan.lengths[0], int):
+            quarter = min(3, 4 * length // plan.layout.extended)
             losses[f"semantic@k_quarter{quarter + 1}"] = losses["semantic"].detach()
             losses[f"cosine@k_quarter{quarter + 1}"] = cosine.detach().mean()
         return losses
