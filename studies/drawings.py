@@ -92,7 +92,9 @@ def run(options: DrawingsConfig) -> dict[str, Any]:
 
 def _question(options: DrawingsConfig, train: ImageFolder, held_out: ImageFolder) -> dict[str, Any]:
     asked = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("out", "device")}
-    checkpoints = {name: record.checkpoint(asked[name]) for name in ("gpt_ckpt", "vq_ckpt")}
+    checkpoints = {
+        "gpt_ckpt": record.checkpoint(options.gpt_ckpt, "model"), "vq_ckpt": record.checkpoint(options.vq_ckpt, "ema"),
+    }  # fmt: skip
     return {"job": "drawings", **asked, **checkpoints, "files": record.files_key(train.paths + held_out.paths)}
 
 

@@ -48,7 +48,7 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
     train, val = f"{root}/train", f"{root}/val"
     tokenizer, codes, held_out, gpt = (str(out / name) for name in ("tokenizer", "codes", "held_out_codes", "gpt"))
     extract = ["autoregressive.extract_codes", "--vq-ckpt", tokenizer]
-    many = ["--ten-crop", "--crop-range", "[1.1,1.3]", "--precision", "bf16"]
+    many = ["--ten-crop", "crop_ranges=[1.1,1.3]", "--precision", "bf16"]
     made = {options.data: [f"studies.{options.data}", "--out", root]} if options.data in EMBEDDED else {}
     credit = ["--credit", EMBEDDED[options.data]] if options.data in EMBEDDED else []
     return made | {
@@ -60,7 +60,7 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
         "held_out_codes": [*extract, "--data-path", val, "--code-path", held_out, *many],
         "gpt": [
             *parallel(options), "autoregressive.train", "--config", str(CONFIGS / "gpt.yaml"), f"data.codes={codes}",
-            f"data.val_codes={held_out}", f"run.out={gpt}", *steps(options, "gpt"),
+            f"data.val_codes={held_out}", "model.num_classes=null", f"run.out={gpt}", *steps(options, "gpt"),
         ],
         "baselines": [
             "studies.baselines", "--train-path", train, "--data-path", val, "--out", str(out / "baselines.json"),
