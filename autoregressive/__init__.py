@@ -1,4 +1,4 @@
-"""Autoregressive generators over image codes. `autoregressive.load(path)` is the front door."""
+"""Autoregressive generators over image codes. `autoregressive.load(path)` loads one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def load(
     device: str | torch.device = "cpu",
     config: Mapping[str, Any] | str | Path | None = None,
 ) -> GPT:
-    """A trained generator in eval mode, its weights in float32.
+    """Load a trained generator in eval mode, with float32 weights.
 
-    `path`: a run (its newest complete checkpoint), a checkpoint folder, a folder with `model.safetensors` and
-    `config.json`, a released `.pt`, `.bin` or `.safetensors` file, or a hub id. `weights`: "model" (what the papers
-    sample from) or "ema", if there is an average. `config`: what the file's shapes cannot show, such as `num_tokens`
-    of LlamaGen's 384-pixel models; a YAML file, or (part of) the `model` part of one.
+    path: as `tokenizer.load` takes it.
+    weights: "model" (the papers sample from it) or "ema", if there is an average.
+    config: what the shapes of a file do not show, such as `num_tokens` of LlamaGen's 384-pixel models: a YAML file, or
+        (part of) the `model` part of one.
 
-    Raises: UserError when there is no complete checkpoint, no such weights, a file is damaged or holds anything but
-    tensors and settings, or the weights do not fit the config.
+    Raises: UserError when there is no complete checkpoint, there are no such weights, the file is damaged or holds
+    other things than tensors and settings, or the weights do not fit the config.
     """
     from autoregressive.released import load_generator
 

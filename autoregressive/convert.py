@@ -1,7 +1,7 @@
 """Convert a checkpoint: `python -m autoregressive.convert IN OUT`.
 
-IN is a released file, a run, a checkpoint folder or a hub id; a tokenizer or a generator. OUT ending in .pt, .pth or
-.bin is written in the papers' layout, any other OUT becomes a folder with model.safetensors and config.json."""
+IN is a tokenizer or generator: a checkpoint file, a run, a checkpoint folder or a hub id. An OUT that ends in .pt, .pth
+or .bin is written in the papers' layout; any other OUT becomes a folder with model.safetensors and config.json."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from itertools import takewhile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from autoregressive import released as generators
 from common import config
-from common.checkpoint import read_config, resolve_folder
 from common.config import MISSING, opt
 from common.errors import UserError
-from common.hub import write_folder
-from common.weights import read_released
+from common.hub import find, write_folder
 from tokenizer import released as tokenizers
 from tokenizer.model import Tokenizer
 
@@ -31,14 +30,14 @@ from tokenizer.model import Tokenizer
 class ConvertConfig:
     """Everything `python -m autoregressive.convert` reads."""
 
-    source: str = opt(MISSING, "what to convert (the first word)")
-    out: str = opt(MISSING, "where to (the second word)")
-    weights: str | None = opt(None, "model | ema; null = ema of tokenizers where there is one, model of generators")
-    model_yaml: str | None = opt(None, "config of the model, for files whose shapes do not tell all of it")
+    source: str = opt(MISSING, "checkpoint to convert (the first word)")
+    out: str = opt(MISSING, "file or folder to write (the second word)")
+    weights: str | None = opt(None, "model | ema; null = ema for tokenizers that have one, model for generators")
+    model_yaml: str | None = opt(None, "config of the model, for files whose shapes do not show all of it")
 
 
 def with_positions(words: list[str], names: tuple[str, ...]) -> list[str]:
-    """The bare words that a command line starts with, as the flags `names` in turn; the rest as it is."""
+    """The bare words at the start of a command line as the flags `names`, in order; the rest unchanged."""
     bare = list(takewhile(lambda word: not word.startswith("-") and "=" not in word, words))
     if len(bare) > len(names):
         raise UserError(f"got {len(bare)} words ({' '.join(bare)}); expected {' '.join(names).upper()}")
@@ -50,20 +49,15 @@ FILES = (".pt", ".pth", ".bin")
 
 
 def load_any(path: str, weights: str | None, model_yaml: str | None) -> nn.Module:
-    """The tokenizer or generator at a path, whichever it is."""
-    found = resolve_folder(path)
-    if found.is_file():
-        tensors = read_released(found, ("model", "ema", "module", "state_dict")).tensors
-        is_tokenizer = any(key.startswith(("quantize.", "quantizer.")) for key in tensors)
-    else:
-        is_tokenizer = "encoder" in read_config(found)["model"]
-    if is_tokenizer:
+    """The model at a path: a tokenizer if it has an encoder, else a generator."""
+    found = find(path, ("model", "ema", "module", "state_dict"), lambda _: True)
+    if any(key.startswith("encoder") for key in found.config or found.mapped):
         return tokenizers.load_tokenizer(path, weights or "ema", "cpu", model_yaml)
     return generators.load_generator(path, weights or "model", "cpu", model_yaml)
 
 
 def run(config: ConvertConfig) -> Path:
-    """The job behind `python -m autoregressive.convert`: returns what it wrote."""
+    """The job behind `python -m autoregressive.convert`: returns the path of the result."""
     out = Path(config.out)
     if out.exists():
         raise UserError(f"{config.out!r} exists; choose another OUT or remove it")
@@ -80,7 +74,7 @@ def run(config: ConvertConfig) -> Path:
 
 
 def _whole(out: Path, write: Callable[[Path], None]) -> None:
-    """Write beside `out` and rename, so that `out` is never half there."""
+    """Write atomically: to `<out>.partial`, then rename."""
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     if partial.is_dir():
@@ -88,8 +82,8 @@ def _whole(out: Path, write: Callable[[Path], None]) -> None:
     try:
         with torch.no_grad():
             write(partial)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own for a full disk
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"{str(out)!r} could not be written ({reason}); free space or choose another OUT") from error
     os.replace(partial, out)
 

@@ -1,10 +1,10 @@
-"""Generators from wherever they are kept; see `autoregressive.load`."""
+"""Generators in files of any origin: recognised by keys and shapes, loaded. See `autoregressive.load`."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from autoregressive.models.gpt import GPT, SIZES
 from autoregressive.models.rar import SIZES as RAR_SIZES
 from autoregressive.models.rar import SPARE_POSITIONS
-from common.checkpoint import load_into, read_config, read_weights, resolve_folder
-from common.config import build, merge, read_yaml
+from common.checkpoint import load_into, resolve_folder
+from common.config import build, merge
 from common.errors import UserError
+from common.hub import find, model_part
 from common.meta import unfilled
 from common.provenance import read_provenance
-from common.weights import read_released
 from tokenizer.frozen_codes import check_codes_of
 from tokenizer.model import Tokenizer
 
+MARKERS = ("tok_embeddings.weight", "target_aware_pos_embed")
+"""Keys that only a GPT and only a RAR have."""
 DROPPED = re.compile(r"freqs_cis|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
-"""What older files hold besides weights: a rotary table, and caches of a model that was saved after sampling."""
+"""Keys of older files that are not weights: a rotary table, and the caches of a model saved after sampling."""
 
 
 def generator_config(
@@ -34,15 +36,15 @@ def generator_config(
 
     Raises: UserError for anything but a GPT or RAR, or a GPT of no released size whose heads are not stated.
     """
-    if "tok_embeddings.weight" in tensors and "output.weight" in tensors:
+    if MARKERS[0] in tensors and "output.weight" in tensors:
         config = merge(_gpt(tensors, args), stated)
         if not {"size", "heads"} & config.keys():
             raise UserError(f"{source} holds a GPT of no released size: pass its number of attention heads as a config")
         return config
-    if "target_aware_pos_embed" in tensors:
+    if MARKERS[1] in tensors:
         return merge(_rar(tensors), stated)
     raise UserError(
-        f"{source} holds no generator known here (its first keys: {', '.join(list(tensors)[:3])}); "
+        f"{source} holds no known generator (its first keys: {', '.join(list(tensors)[:3])}); "
         "a tokenizer belongs to --vq-ckpt, other generators need a config of their own"
     )
 
@@ -78,13 +80,13 @@ def _heads(tensors: Mapping[str, Tensor], width: int) -> dict[str, int]:
 
 
 def _multiple(width: int, hidden: int) -> int:
-    """The largest power of two that the feed-forward's width was rounded up to."""
+    """The largest power of two that the feed-forward width was rounded up to."""
     wanted = int(8 * width / 3)
     return next((m for m in (256, 128, 64, 32, 16, 8, 4, 2, 1) if -(-wanted // m) * m == hidden), 1)
 
 
 def _grid_tokens(args: Mapping[str, Any]) -> int:
-    """Rotary tables are in no file: the trainer's settings tell the grid, else it is 16 x 16."""
+    """Files hold no rotary tables: the grid follows from the trainer's settings, else it is 16 x 16."""
     image, stride = args.get("image_size"), args.get("downsample_size")
     return (image // stride) ** 2 if isinstance(image, int) and isinstance(stride, int) and stride > 0 else 256
 
@@ -112,63 +114,52 @@ Stated = Mapping[str, Any] | str | Path | None
 
 def load_generator(path: str | Path, weights: str, device: str | torch.device, config: Stated) -> nn.Module:
     """See `autoregressive.load`. Weights are mapped from the disk, not copied, until they are moved or changed."""
-    stated, tensors = read_generator(path, weights, config)
+    stated, read = find_generator(path, weights, config)
     with unfilled():
         model = build(TABLE, stated)
-    load_into(model, tensors, str(path), assign=True)
+    load_into(model, read(), str(path), assign=True)
     return model.eval().requires_grad_(False).to(device)
 
 
-def read_generator(path: str | Path, weights: str, config: Stated = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The `model` part of the config, and the tensors, of a checkpoint folder, a run, a released file or a hub id."""
+def find_generator(
+    path: str | Path, weights: str, config: Stated = None
+) -> tuple[dict[str, Any], Callable[[], dict[str, Tensor]]]:
+    """The `model` part of a generator's config, and a function that reads its tensors; arguments as
+    `autoregressive.load`."""
     if weights not in ORDER:
         raise UserError(f"weights got {weights!r}; a generator has model or ema")
-    found = resolve_folder(path)
-    if not found.is_file():
-        own = read_config(found)["model"]
-        return merge(own, stated_config(config)), read_weights(found, weights)
-    released = read_released(found, ORDER[weights])
-    tensors = {key: value for key, value in released.tensors.items() if not DROPPED.fullmatch(key)}
-    beside = found.with_name("config.json")
-    if found.name == "model.safetensors" and beside.is_file():
-        own = read_config(found.parent)["model"]
-        return merge(own, stated_config(config)), tensors
+    found = find(path, ORDER[weights], lambda tensors: any(marker in tensors for marker in MARKERS))
+    if found.config is not None:
+        return merge(found.config, model_part(config)), found.read
     try:
-        # What shapes cannot show, such as the number of codes of a 2D model, is what a config is passed for.
-        recognised = generator_config(tensors, released.args, stated_config(config), str(found))
+        recognised = generator_config(found.mapped, found.args, model_part(config), str(found.path))
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"{str(found)!r} looks like a generator but misses {error}; pass its config") from error
-    if config is not None:
-        return recognised, tensors
-    told = ("size", "positions", "num_tokens")
-    shown = ", ".join(f"{key} {value}" for key, value in recognised.items() if key in told)
-    print(f"{found}: recognised a {recognised['name']} generator, {shown}", file=sys.stderr)
-    return recognised, tensors
-
-
-def stated_config(config: Stated) -> Mapping[str, Any]:
-    """The `model` part of a YAML file, or (part of) that part itself; nothing for None."""
-    return read_yaml(config).get("model", {}) if isinstance(config, str | Path) else config or {}
+        raise UserError(f"{str(found.path)!r} looks like a generator but misses {error}; pass its config") from error
+    if config is None:
+        told = [key for key in ("size", "positions", "num_tokens") if key in recognised]
+        shown = ", ".join(f"{key} {recognised[key]}" for key in told)
+        print(f"{found.path}: recognised a {recognised['name']} generator, {shown}", file=sys.stderr)
+    return recognised, lambda: {key: value for key, value in found.read().items() if not DROPPED.fullmatch(key)}
 
 
 def write_released(model: nn.Module, path: str | Path) -> None:
-    """The papers' layout: RAR's a bare state dict, the GPTs' `{"model": state dict}`."""
+    """Write a file in the papers' layout: a bare state dict for RAR, `{"model": state dict}` for GPTs."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    torch.save(tensors if hasattr(model, "target_aware_pos_embed") else {"model": tensors}, path)
+    torch.save(tensors if MARKERS[1] in tensors else {"model": tensors}, path)
 
 
 def load_compatible(
     path: str | Path, weights: str, device: torch.device, tokenizer: Tokenizer, size: str | None = None,
     stated: Mapping[str, Any] | None = None,
 ) -> GPT:
-    """`autoregressive.load`, for a generator whose codes `tokenizer` can decode; `stated`: parts of its config.
+    """As `autoregressive.load`, for a generator whose codes `tokenizer` decodes; `stated`: parts of its config.
 
     Raises: UserError if codebooks or lengths do not fit, the generator was trained on the codes of another tokenizer,
-    or its size is not the one that was stated.
+    or its size is not `size`.
     """
     config = stated
-    if resolve_folder(path).is_file() and read_generator(path, weights)[0].get("positions") == "rope2d":
-        config = {"num_tokens": tokenizer.num_tokens, **(stated or {})}  # Their files fit any grid.
+    if resolve_folder(path).is_file() and find_generator(path, weights)[0].get("positions") == "rope2d":
+        config = {"num_tokens": tokenizer.num_tokens, **(stated or {})}  # these files fit any grid
     model = load_generator(path, weights, device, config)
     if model.codebook_size != tokenizer.codebook_size or model.num_tokens > tokenizer.num_tokens:
         raise UserError(
@@ -183,6 +174,6 @@ def load_compatible(
 
 
 def class_names(path: str | Path, num_classes: int) -> list[str]:
-    """Names of the classes a generator was trained on; their numbers where the checkpoint does not say."""
+    """Names of the classes a generator was trained on; their numbers if the checkpoint does not record them."""
     known = read_provenance(path).get("classes") or []
     return [*known, *(str(number) for number in range(len(known), num_classes))]

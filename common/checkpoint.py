@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from common import dist, download
 from common.config import merge
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.options import RunConfig
 
 MANIFEST = "manifest.json"
@@ -298,10 +298,10 @@ def has_weights(folder: str | Path, name: str) -> bool:
 
 
 def resolve_folder(path: str | Path) -> Path:
-    """Where the weights are that people mean by a path.
+    """The checkpoint folder or file for a path that a user gives.
 
-    A checkpoint folder, or a run (then its newest complete checkpoint); a folder with `model.safetensors` and
-    `config.json`; a checkpoint file of the papers; or an id on the Hugging Face hub, which is downloaded.
+    A checkpoint folder, or a run (its newest complete checkpoint); a folder with `model.safetensors` and
+    `config.json`; a checkpoint file; or an id on the Hugging Face hub, which is downloaded.
     """
     text, path = str(path), Path(path)
     if (path / MANIFEST).is_file():
@@ -311,20 +311,22 @@ def resolve_folder(path: str | Path) -> Path:
     if path.is_file() or ((path / "model.safetensors").is_file() and (path / "config.json").is_file()):
         return path
     found = newest(path)
-    if found is None and download.is_repo_id(text):
+    if found is None and not path.exists() and download.is_repo_id(text):
         found = download.fetch(text)
     if found is None:
+        siblings = path.parent.iterdir() if path.parent.is_dir() and not path.exists() else ()
         raise UserError(
-            f"no checkpoint at {text!r}; expected a run folder, <run>/checkpoints/<step>, a checkpoint file, a folder "
-            "with model.safetensors and config.json, or a hub id (owner/name)"
+            f"no checkpoint at {text!r}{nearest(text, [str(sibling) for sibling in siblings])}; expected a run folder, "
+            "<run>/checkpoints/<step>, a checkpoint file, a folder with model.safetensors and config.json, or a hub id "
+            "(owner/name)"
         )
     return found
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str, assign: bool = False) -> None:
-    """Strict load; all disagreements in one message.
+    """Strict load, with all disagreements in one message.
 
-    `assign` makes the tensors the module's own instead of copying them: for modules built on the meta device.
+    `assign` makes the tensors the module's own instead of copying them; modules on the meta device need it.
 
     Raises: UserError listing the first missing, unexpected and mis-shaped keys.
     """
@@ -349,7 +351,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str, ass
 
 
 def fingerprint(found: str | Path) -> str:
-    """A short hash of the weights at a resolved path, for records that name them."""
+    """A short hash of the weights at a resolved path, for records of what was used."""
     found = Path(found)
     if (found / MANIFEST).is_file():
         files = json.loads((found / MANIFEST).read_text())["files"]

@@ -1,162 +1,168 @@
-"""Large files over HTTP: resumed after every break, checked, and never half there under their own name."""
+"""Download released checkpoints: `python -m common.download NAME... [--out checkpoints]`, `--list` shows them.
+
+An interrupted download continues with the same command. Sizes and hashes are checked where configs/zoo.yaml or an
+earlier download knows them; those of new files are recorded in <out>/checksums.json."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import sys
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tqdm import tqdm
 
-from common.errors import UserError
+from common import config
+from common.config import opt, read_yaml, resolve
+from common.errors import UserError, nearest
 
-__all__ = ["Fetched", "fetch", "fetch_file", "is_repo_id", "sha256_of"]
+__all__ = ["DownloadConfig", "Entry", "fetch", "fetch_file", "is_repo_id", "read_table", "run"]
 
-HUB_FILES = ("config.json", "model.safetensors")
+ROOT = Path(__file__).parents[1]
+TABLE = "configs/zoo.yaml"
+RECORD = "checksums.json"
 CHUNK = 1 << 20
 TIMEOUT_S = 60.0
 
 
+# ---------------------------------------------------------------------------------------------- one file
+
+
 @dataclass(frozen=True)
 class Fetched:
-    """What arrived: its size, the hash of its bytes, and whether it had been there already."""
+    """Size and sha256 of a downloaded file, and whether it existed before."""
 
     bytes: int
     sha256: str
-    was_there: bool
+    existed: bool
 
 
 def fetch_file(
     url: str, path: str | Path, sha256: str | None = None, size: int | None = None,
     attempts: int = 8, pause_s: float = 2.0,
 ) -> Fetched:
-    """Make `path` the file at `url`.
+    """Download `url` to `path`, resuming after interruptions; an existing file is only checked.
 
-    Bytes go to `<path>.partial`; the next attempt, or the next run, continues there. The file gets its name when it is
-    as long as the server said, and hashes to `sha256` (which may be the beginning of the hash). `attempts` counts those
-    in a row that brought nothing.
+    Bytes go to `<path>.partial`. The file gets its name when its length is the server's and its hash begins with
+    `sha256`. `attempts`: consecutive requests without a new byte before giving up; the pause between them doubles.
+    `torch.hub.download_url_to_file` cannot resume.
 
-    Raises: UserError when the server has no such file, stays silent, or sends another file than `sha256` or `size` say.
+    Raises: UserError when the server has no such file, does not answer, or sends another file than `sha256` or `size`.
     """
     path = Path(path)
+    if path.is_file():
+        return _check(path, path, sha256, size)
     if not url.startswith(("https://", "http://")):
         raise UserError(f"cannot download {url!r}; expected an address that starts with https://")
-    if path.is_file():
-        return _check(path, path, sha256, size, was_there=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    failures = 0
-    while True:
-        before = _length(partial)
-        try:
-            if _continue(url, partial, path.name):
-                break
-            problem = "the connection was closed early"
-        except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in (408, 429):
-                raise UserError(f"{url} answers {error.code} {error.reason}; check its name and your access") from error
-            problem = f"it answers {error.code} {error.reason}"
-        except (OSError, HTTPException) as error:  # URLError is an OSError
-            problem = f"{type(error).__name__}: {error}"
+    failures, before = 0, _length(partial)
+    while problem := _request(url, partial):
         failures = 0 if _length(partial) > before else failures + 1
+        before = _length(partial)
         if failures >= attempts:
-            there = f"{_length(partial):,} bytes are kept"
-            raise UserError(f"{url} cannot be downloaded ({problem}); {there}, the same command continues")
+            raise UserError(
+                f"{url} cannot be downloaded ({problem}); {before:,} bytes are kept, the same command continues"
+            )
         time.sleep(min(60.0, pause_s * 2**failures))
-    found = _check(path, partial, sha256, size, was_there=False)
+    fetched = _check(path, partial, sha256, size)
     os.replace(partial, path)
-    _etag_file(partial).unlink(missing_ok=True)
-    return found
+    _etag(partial).unlink(missing_ok=True)
+    return fetched
 
 
-def sha256_of(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check(path: Path, there: Path, sha256: str | None, size: int | None, was_there: bool) -> Fetched:
-    length = _length(there)
-    digest = sha256_of(there)
+def _check(path: Path, there: Path, sha256: str | None, size: int | None) -> Fetched:
+    with there.open("rb") as file:
+        found = Fetched(_length(there), hashlib.file_digest(file, "sha256").hexdigest(), there == path)
     wrong = None
-    if size is not None and length != size:
-        wrong = f"has {length:,} bytes, expected {size:,}"
-    elif sha256 and not digest.startswith(sha256.lower()):
-        wrong = f"hashes to {digest}, expected {sha256}"
-    if wrong and was_there:
+    if size is not None and found.bytes != size:
+        wrong = f"has {found.bytes:,} bytes, expected {size:,}"
+    elif sha256 and not found.sha256.startswith(sha256.lower()):
+        wrong = f"has the hash {found.sha256}, expected {sha256}"
+    if wrong and found.existed:
         raise UserError(f"{str(path)!r} {wrong}; remove it and run the same command again")
     if wrong:
         there.unlink()
-        raise UserError(f"what arrived for {str(path)!r} {wrong}, and was removed; check its source")
-    return Fetched(length, digest, was_there)
+        raise UserError(f"the download of {str(path)!r} {wrong}, and was removed; check its source")
+    return found
 
 
-def _continue(url: str, partial: Path, name: str) -> bool:
-    """One request for what `partial` lacks; True when it is complete."""
+def _request(url: str, partial: Path) -> str | None:
+    """One request for the bytes that `partial` lacks. Returns what went wrong; None when it is complete."""
     have = _length(partial)
     headers = {"User-Agent": "image-token-lab", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        if _etag_file(partial).is_file():  # The server sends all of it if the file has changed since.
-            headers["If-Range"] = _etag_file(partial).read_text()
+        if _etag(partial).is_file():  # the server sends the whole file if it has changed since
+            headers["If-Range"] = _etag(partial).read_text()
     try:
         request = urllib.request.Request(url, headers=headers)  # noqa: S310
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+            start = have if response.status == 206 else 0
+            length = response.headers.get("Content-Length")
+            total = None if length is None else start + int(length)
+            if etag := response.headers.get("ETag"):
+                _etag(partial).write_text(etag)
+            name = partial.name.removesuffix(".partial")
+            with partial.open("ab" if start else "wb") as file, tqdm(
+                total=total, initial=start, desc=name, unit="B", unit_scale=True, dynamic_ncols=True
+            ) as bar:
+                while block := response.read(CHUNK):
+                    file.write(block)
+                    bar.update(len(block))
+        return None if total in (None, _length(partial)) else "the connection was closed early"
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing behind our bytes: complete, or not this file's
+        if error.code == 416 and have:  # the server has no more bytes
             if error.headers.get("Content-Range", "").endswith(f"/{have}"):
-                return True
+                return None
             partial.unlink()
-            return False
-        raise
-    with response:
-        return _receive(response, partial, have, name)
-
-
-def _receive(response: HTTPResponse, partial: Path, have: int, name: str) -> bool:
-    if response.status != 206:
-        have = 0  # the server starts over
-    length = response.headers.get("Content-Length")
-    total = have + int(length) if length is not None else None
-    if etag := response.headers.get("ETag"):
-        _etag_file(partial).write_text(etag)
-    with (
-        partial.open("ab" if have else "wb") as file,
-        tqdm(total=total, initial=have, desc=name, unit="B", unit_scale=True, dynamic_ncols=True) as bar,
-    ):
-        while block := response.read(CHUNK):
-            file.write(block)
-            bar.update(len(block))
-    return total is None or _length(partial) == total
+            return "the partial file was longer than the server's"
+        if error.code < 500 and error.code not in (408, 429):
+            raise UserError(f"{url} answers {error.code} {error.reason}; check its name and your access") from error
+        return f"it answers {error.code} {error.reason}"
+    except (OSError, HTTPException) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _length(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _etag_file(partial: Path) -> Path:
+def _etag(partial: Path) -> Path:
     return partial.with_name(partial.name + ".etag")
 
 
+# ---------------------------------------------------------------------------------------------- the hub
+
+HUB_FILES = ("config.json", "model.safetensors")
+
+
 def is_repo_id(text: str) -> bool:
-    """Whether `text` looks like `owner/name` and is nothing on this disk."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text)) and not Path(text).exists()
+    """Whether `text` has the form `owner/name` and cannot be meant as a local path."""
+    owner = text.partition("/")[0]
+    looks = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not re.search(r"\.(pt|pth|bin|ckpt|safetensors)$", text)
+    return bool(looks) and not Path(owner).exists()
 
 
 def fetch(repo_id: str, **options: Any) -> Path:
-    """A hub model's folder in the local cache, downloaded if need be; options as `hf_hub_download` takes them.
+    """The folder of a hub model in the local cache, downloaded if necessary; options as `hf_hub_download` takes them.
 
     Raises: UserError when it is neither cached nor reachable.
     """
     try:
+        if not _reachable():  # the hub's client would retry for half a minute, even with the files in the cache
+            options["local_files_only"] = True
         paths = [hf_hub_download(repo_id, name, **options) for name in HUB_FILES]
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise UserError(
@@ -164,3 +170,124 @@ def fetch(repo_id: str, **options: Any) -> Path:
             f"({type(error).__name__}); expected a run, a checkpoint file, a folder or a reachable hub id"
         ) from error
     return Path(paths[0]).parent
+
+
+def _reachable() -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5)  # noqa: S310
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+
+@dataclass
+class DownloadConfig:
+    """Everything `python -m common.download` reads."""
+
+    names: list[str] = opt([], "checkpoints by name (the first words)")
+    out: str = opt("checkpoints", "folder for the files")
+    show: bool = opt(False, "print the model zoo: parameters, configs and published numbers")
+    source: str | None = opt(None, "address of the folder that holds the files, instead of the table's")
+    table: str = opt(TABLE, "the table of checkpoints")
+
+
+@dataclass
+class Entry:
+    """A row of the table.
+
+    what: tokenizer, generator or network (one that training or a metric needs).
+    source: address of the folder of the file, ending in a slash; None if only the paper's README links to it.
+    sha256: the hash, or its beginning.
+    """
+
+    what: str = ""
+    parameters: int = 0
+    source: str | None = None
+    file: str = ""
+    config: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+    numbers: str = ""
+
+
+def read_table(path: str | Path) -> dict[str, Entry]:
+    """Every checkpoint by name."""
+    path = Path(path) if Path(path).is_file() else ROOT / path
+    return {name: resolve(Entry, row, where=name) for name, row in read_yaml(path).items()}
+
+
+def run(config: DownloadConfig) -> list[Path]:
+    """The job behind `python -m common.download`: returns the files."""
+    table = read_table(config.table)
+    if config.show:
+        print(listing(table))
+        return []
+    if not config.names:
+        raise UserError("no checkpoint named; give NAME... (one of the names that --list prints)")
+    for name in config.names:
+        if name not in table:
+            raise UserError(f"unknown checkpoint {name!r}{nearest(name, table)}; --list prints all {len(table)} names")
+    return [_download(name, table[name], config) for name in config.names]
+
+
+def _download(name: str, entry: Entry, config: DownloadConfig) -> Path:
+    folder = Path(config.out)
+    path = folder / f"{name}{Path(entry.file).suffix}"
+    source = f"{config.source.rstrip('/')}/" if config.source else entry.source
+    if source is None and not path.is_file():
+        raise UserError(
+            f"the address of {name!r} ({entry.file}) is not in the table: give the folder its README links to with "
+            f"--source URL, or put the file at {str(path)!r}"
+        )
+    record = _read_record(folder)
+    known = record.get(path.name, {})
+    url = f"{source}{entry.file}" if source else known.get("url", "")
+    fetched = fetch_file(url, path, entry.sha256 or known.get("sha256"), entry.size or known.get("bytes"))
+    record[path.name] = {"sha256": fetched.sha256, "bytes": fetched.bytes, "url": url or None}
+    partial = folder / f"{RECORD}.partial"
+    partial.write_text(json.dumps(record, indent=1, sort_keys=True))
+    os.replace(partial, folder / RECORD)
+    checked = "hash as published" if entry.sha256 else "hash as recorded before" if known else "hash recorded"
+    told = f"{'already there' if fetched.existed else 'downloaded'}, {fetched.bytes:,} bytes, {checked}"
+    print(f"{path}: {told}" + (f"; config {entry.config}" if entry.config else ""))
+    return path
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RECORD).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(folder / RECORD)!r} cannot be read ({error}); remove it") from error
+
+
+def listing(table: dict[str, Entry]) -> str:
+    """The model zoo as text, one line per checkpoint."""
+    rows = [("name", "what", "parameters", "config", "published")]
+    for name, entry in table.items():
+        config = (entry.config or "recognised").removeprefix("configs/")
+        rows.append((name, entry.what, f"{entry.parameters / 1e6:,.0f}M", config, entry.numbers))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def with_names(words: list[str]) -> list[str]:
+    """The bare words at the start of a command line as `names=[...]`; the rest unchanged."""
+    bare = [*takewhile(lambda word: not word.startswith("-") and "=" not in word, words)]
+    return ([f"names=[{','.join(bare)}]"] if bare else []) + words[len(bare) :]
+
+
+def main() -> None:
+    settings = config.parse(DownloadConfig, with_names(sys.argv[1:]), aliases={"list": "show"}, about=__doc__)
+    run(settings)
+
+
+if __name__ == "__main__":
+    config.main(main)

@@ -1,23 +1,26 @@
-"""Models as folders of `model.safetensors` and `config.json`, on disk or on the Hugging Face hub."""
+"""Models as folders of `model.safetensors` and `config.json`, as runs and as files, on disk or on the hub."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelHubMixin
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from common.checkpoint import load_into, read_config, read_weights
-from common.config import resolve
+from common.checkpoint import has_weights, load_into, read_config, read_weights, resolve_folder
+from common.config import read_yaml, resolve
 from common.download import fetch
 from common.meta import unfilled
+from common.weights import open_weights
 
-__all__ = ["HubModel", "write_folder"]
+__all__ = ["Found", "HubModel", "find", "model_part", "write_folder"]
 
 CARD = """---
 library_name: image-token-lab
@@ -27,6 +30,45 @@ tags:
 
 A {kind} saved by image-token-lab: `{module}.load("FOLDER OR ID")`.
 """
+
+
+@dataclass(frozen=True)
+class Found:
+    """Weights at a path, not read yet.
+
+    config: the `model` part of the config beside them; None for a released file, whose config is recognised from
+    `mapped` (tensors by name, for their shapes) and `args` (settings in the file). part: the key of the weights in it.
+    """
+
+    path: Path
+    read: Callable[[], dict[str, Tensor]]
+    config: dict[str, Any] | None = None
+    mapped: dict[str, Tensor] = field(default_factory=dict)
+    part: str = ""
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find(path: str | Path, order: Sequence[str], known: Callable[[Mapping[str, Tensor]], bool]) -> Found:
+    """The first weights of `order` at a path: a run, a checkpoint folder, a folder as above, a file or a hub id.
+
+    `known` says whether names of tensors belong to the model that is wanted.
+
+    Raises: UserError when there is nothing to load, or it is damaged.
+    """
+    found = resolve_folder(path)
+    beside = found.suffix == ".safetensors" and found.stem in order and found.with_name("config.json").is_file()
+    folder = found.parent if beside else found
+    config = read_config(folder).get("model") if folder.is_dir() else None
+    if isinstance(config, dict):
+        name = found.stem if beside else next((name for name in order if has_weights(folder, name)), order[0])
+        return Found(folder, partial(read_weights, folder, name), config)
+    file = open_weights(folder / "model.safetensors" if found.is_dir() else found, order, known)
+    return Found(file.path, file.tensors, None, file.mapped, file.part, file.args)
+
+
+def model_part(config: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
+    """The `model` part of a YAML file, or that part itself; empty for None."""
+    return read_yaml(config).get("model", {}) if isinstance(config, str | Path) else config or {}
 
 
 def write_folder(folder: Path, model: nn.Module, config: Mapping[str, Any], kind: str) -> None:
@@ -49,7 +91,7 @@ class HubModel(ModelHubMixin):
     Config: type
 
     def hub_config(self) -> dict[str, Any]:
-        """What `config.json` says under `model`."""
+        """The `model` part of `config.json`."""
         return dataclasses.asdict(self.config)
 
     def _save_pretrained(self, save_directory: Path) -> None:

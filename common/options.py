@@ -31,11 +31,11 @@ class RunConfig:
     resume_from: str | None = opt(None, "checkpoint of another run to continue from, e.g. for a cool-down")
     seed: int = opt(0, "seed of weights, data order and all randomness of a step")
     device: str = opt("auto", DEVICE_HELP)
-    precision: str = opt("bf16", "none = fp32, bf16 = autocast; quantizer and losses stay fp32", PRECISIONS)
+    precision: str = opt("bf16", "none = fp32, bf16 = autocast; quantizers and losses compute in fp32", PRECISIONS)
     parallel: str = opt(
         "ddp", "none = one process, ddp = one copy per process, fsdp = sharded", ("none", "ddp", "fsdp")
     )
-    accumulate: int = opt(1, "micro-batches per step; gradients are reduced once", low=1)
+    accumulate: int = opt(1, "micro-batches per step; contrastive, entropy, adaptive-weight terms act on each", low=1)
     recompute: bool = opt(False, "activation checkpointing of the blocks")
     compile: bool = opt(False, "torch.compile the blocks")
     checkpoint_every: int = opt(5000, "steps between checkpoints; the last step always gets one", low=1)

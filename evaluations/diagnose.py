@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from common import config, dist
 from common.config import MISSING, build, opt, part
-from common.data import ImageFolder, share
+from common.containers import open_images
+from common.data import share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
@@ -64,14 +65,14 @@ def run(config: DiagnoseConfig) -> dict[str, Any]:
 def _run(config: DiagnoseConfig, world: World) -> dict[str, Any]:
     out = Path(config.out)
     tokenizer = harness.load_tokenizer(config.vq_ckpt, config.weights, world)
-    dataset = ImageFolder(config.data_path, tokenizer.image_size, crop="center")
+    dataset = open_images(config.data_path, tokenizer.image_size)
     count = min(len(dataset), config.num_images or len(dataset))
     if count < 2:
         raise UserError(f"--num-images leaves {count} image; expected at least 2, entropy is over images")
     chosen = harness.spread(len(dataset), count)
     job = Diagnosis(config, world, tokenizer)
     question = harness.question(
-        config, "diagnose", VERSION, NOT_IN_QUESTION, files=record.files_key(dataset.paths[i] for i in chosen),
+        config, "diagnose", VERSION, NOT_IN_QUESTION, files=record.files_key(dataset.files(len(dataset))),
         tokenizer=record.checkpoint(config.vq_ckpt, config.weights),
         networks={name: record.weights_key(network) for name, network in job.networks().items()},
     )

@@ -18,6 +18,7 @@ from tqdm import tqdm
 import tokenizer as tokenizers
 from common import dist, npz, weight_choice
 from common.config import MISSING, opt
+from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.dist import World
 from common.errors import UserError
@@ -72,7 +73,7 @@ def load_extractor(name: str | None, device: torch.device) -> EfficientNetLite2 
 
 def open_crops(path: str, image_size: int, num_images: int | None) -> tuple[ImageFolder, int]:
     """The centre crops of a folder, and how many of them a job uses."""
-    dataset = ImageFolder(path, image_size, crop="center")
+    dataset = open_images(path, image_size)
     return dataset, min(len(dataset), num_images or len(dataset))
 
 

@@ -76,7 +76,7 @@ def _run(config: PfidConfig, world: World) -> dict[str, Any]:
     cells = make_cells(config, tokenizer)
     dataset, count = harness.open_crops(config.data_path, tokenizer.image_size, config.num_images)
     question = harness.question(
-        config, "pfid", VERSION, NOT_IN_QUESTION, images=count, files=record.files_key(dataset.paths[:count]),
+        config, "pfid", VERSION, NOT_IN_QUESTION, images=count, files=record.files_key(dataset.files(count)),
         cells=[cell._asdict() for cell in cells], tokenizer=record.checkpoint(config.vq_ckpt, config.weights),
         networks={extractor.name: record.weights_key(extractor.network)} if extractor else {},
         **harness.reference_sources(config, config.sample_dir, "reconstruction"),

@@ -92,7 +92,7 @@ def _run(config: ReconstructionConfig, world: World) -> dict[str, Any]:
     networks = {network.name: network for network in (extractor, perceptual) if network is not None}
     question = harness.question(
         config, "reconstruction", VERSION, NOT_IN_QUESTION, num_tokens=lengths, images=count,
-        files=record.files_key(dataset.paths[:count]), tokenizer=record.checkpoint(config.vq_ckpt, config.weights),
+        files=record.files_key(dataset.files(count)), tokenizer=record.checkpoint(config.vq_ckpt, config.weights),
         networks={name: record.weights_key(getattr(network, "network", network)) for name, network in networks.items()},
         ssim_data_range="1.0 for images in [0,1]; ssim_data_range_2 repeats the papers' scripts",
         **harness.reference_sources(config, config.sample_dir, "reconstruction"),

@@ -58,7 +58,7 @@ class Protocol:
 
 def environment() -> dict[str, Any]:
     """Code and libraries behind a result, and the command if a job was started from the command line."""
-    told = {"git_commit": git_commit(), "torch": torch.__version__, "python": sys.version.split()[0]}
+    told = {"git_commit": git_commit(), "torch": str(torch.__version__), "python": sys.version.split()[0]}
     started = getattr(sys.modules["__main__"], "__spec__", None)
     if started and started.name.startswith("evaluations."):
         told["command"] = shlex.join(["python", "-m", started.name, *sys.argv[1:]])

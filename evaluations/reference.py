@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from common import config, dist
 from common.config import MISSING, opt
-from common.data import ImageFolder, batches, share
+from common.containers import open_images
+from common.data import batches, share
 from common.errors import UserError
 from common.images import write_png
 from common.npz import PartWriter, join
@@ -48,7 +49,7 @@ def run(config: ReferenceConfig) -> Path:
     if config.split not in ("val", "train"):
         raise UserError(f"--split got {config.split!r}; expected val or train")
     world = dist.init("cpu")
-    dataset = ImageFolder(config.data_path, config.image_size, crop="center")
+    dataset = open_images(config.data_path, config.image_size)
     count = min(len(dataset), config.num_images or len(dataset))
     folder = Path(config.sample_dir) / f"{config.split}_{config.dataset}"
     packed = folder.with_suffix(".npz")
@@ -72,7 +73,7 @@ def run(config: ReferenceConfig) -> Path:
                 leftover.unlink()
         about = {"kind": "reference", "split": config.split, "dataset": config.dataset, "seed": config.global_seed}
         join(packed, count, (config.image_size, config.image_size), world.size, about)
-        question = {"job": "reference", **dataclasses.asdict(config), "files": record.files_key(dataset.paths[:count])}
+        question = {"job": "reference", **dataclasses.asdict(config), "files": record.files_key(dataset.files(count))}
         record.write(packed.with_suffix(".json"), question, {"images": count})
         print(f"{count} reference images: {folder} and {packed}")
     dist.barrier()

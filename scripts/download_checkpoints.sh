@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Released checkpoints by name, resumed and checked: bash scripts/download_checkpoints.sh NAME... ; --list shows them.
+# Download released checkpoints by name: bash scripts/download_checkpoints.sh NAME... ; --list shows the names.
 . "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-GPUS=1 NNODES=1 launch autoregressive.download "$@"
+GPUS=1 NNODES=1 launch common.download "$@"

@@ -1,4 +1,4 @@
-"""Image tokenizers. `tokenizer.load(path)` is the front door."""
+"""Image tokenizers. `tokenizer.load(path)` loads one."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ def load(
     config: TokenizerConfig | Mapping[str, Any] | str | Path | None = None,
     image_size: int | None = None,
 ) -> Tokenizer:
-    """A trained tokenizer in eval mode, its weights in float32.
+    """Load a trained tokenizer in eval mode, with float32 weights.
 
-    `path`: a run (its newest complete checkpoint), a checkpoint folder, a folder with `model.safetensors` and
-    `config.json`, a released `.pt`, `.bin` or `.safetensors` file, or a hub id. `weights`: "ema" (falls back to "model"
-    where there is no average) or "model". Without `config` a file's config is recognised from its
-    shapes, and a line on stderr says as what; a mapping changes single keys of what was recognised (`{"image_size":
-    384}`), a YAML file (whose `model` counts) or a `TokenizerConfig` replaces it. `image_size`: pixels a side that the
-    caller counts on; released convolutional files, which take any, are set to it.
+    path: a run (its newest complete checkpoint), a checkpoint folder, a folder with `model.safetensors` and
+        `config.json`, a hub id, or a checkpoint file of any name: safetensors, or written by `torch.save` (also by
+        Lightning).
+    weights: "ema" or "model". "ema" falls back to "model" if there is no average.
+    config: None recognises a file's config from its shapes and prints it to stderr. A mapping changes single keys of
+        the recognised config, such as `{"image_size": 384}`; a YAML file (its `model` part) or a `TokenizerConfig`
+        replaces it.
+    image_size: the expected side of the images, pixels. Released convolutional files, which take any size, are set to
+        it; other tokenizers must have it.
 
-    Raises: UserError when there is no complete checkpoint, a file is damaged or holds anything but tensors and
-    settings, the weights do not fit the config, or a checkpoint's own config or image size is another.
+    Raises: UserError when there is no complete checkpoint, the file is damaged or holds other things than tensors and
+    settings, the weights do not fit the config, or the checkpoint has another config or image size.
     """
     from tokenizer.released import load_tokenizer
 
@@ -40,7 +43,7 @@ def load(
 def load_weights(tokenizer: Tokenizer, path: str | Path, weights: str) -> None:
     """Strictly load a checkpoint's weights into an existing tokenizer."""
     from common.checkpoint import load_into
-    from tokenizer.released import read_tokenizer
+    from tokenizer.released import find_tokenizer
 
-    _, tensors = read_tokenizer(path, weights)
-    load_into(tokenizer, tensors, str(path))
+    _, read = find_tokenizer(path, weights)
+    load_into(tokenizer, read(), str(path))

@@ -59,16 +59,17 @@ class Tokenizer(nn.Module, HubModel):
             self.teacher = build(
                 "tokenizer.teachers:TEACHERS", config.teacher, grid=self.encoder.grid, image_size=config.image_size
             ).requires_grad_(False)
-        self.is_1d = self.encoder.tokens_1d
         self.grid = self.encoder.grid
-        if self.is_1d != self.decoder.tokens_1d:
+        self.is_1d, decodes_1d = (getattr(part, "tokens_1d", False) for part in (self.encoder, self.decoder))
+        if self.is_1d != decodes_1d:
             names = f"encoder {config.encoder['name']!r} and decoder {config.decoder['name']!r}"
             raise UserError(f"{names} do not fit together; use two 1D or two 2D parts")
         made, taken = (getattr(part, "groups", 1) for part in (self.encoder, self.quantizer))
-        if made != taken or (self.is_1d and config.quantizer["name"] == "multi_scale"):
+        if made != taken or (self.is_1d and self.quantizer.needs_grid):
+            grid = " on a grid" if self.quantizer.needs_grid else ""
             raise UserError(
                 f"encoder {config.encoder['name']!r} makes {made} groups of tokens, quantizer "
-                f"{config.quantizer['name']!r} takes {taken} (on a grid if it has scales); use dino_vit, groups={taken}"
+                f"{config.quantizer['name']!r} takes {taken}{grid}; use encoder.name=dino_vit encoder.groups={taken}"
             )
 
     @property
@@ -96,19 +97,28 @@ class Tokenizer(nn.Module, HubModel):
 
     def latents(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """images -> (latents (B,e,1,N+M) or (B,e,G,G) before quantization, the CNN's map or None)."""
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            size = self.image_size
-            raise UserError(f"got images {tuple(images.shape)}; this tokenizer expects (B,3,{size},{size})")
+        size = self.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, size, size) or not images.is_floating_point():
+            raise UserError(
+                f"got images {tuple(images.shape)} of {images.dtype}; expected floats (B,3,{size},{size}) in [-1,1]"
+            )
         encoded = self.encoder(images)
         latents, spatial = encoded if isinstance(encoded, tuple) else (encoded, None)
         return self.quant_conv(latents), spatial
 
     def decode_vectors(self, vectors: Tensor, num_tokens: int | Tensor | None = None) -> View:
-        """Code vectors (B,e,1,W) or (B,e,G,G) -> a view of the images."""
+        """Code vectors (B,e,1,W) or (B,e,G,G) -> a view of the images.
+
+        Raises: UserError when a 2D tokenizer is to decode some of its tokens.
+        """
         latents = self.post_quant_conv(vectors)
-        if not hasattr(self.decoder, "transformer"):
-            return View(self.decoder(latents))
-        images, features = self.decoder(latents, num_tokens)
+        if self.is_1d:
+            decoded = self.decoder(latents, num_tokens)
+        elif num_tokens is None or (isinstance(num_tokens, int) and num_tokens == self.num_tokens):
+            decoded = self.decoder(latents)
+        else:
+            raise UserError(f"num_tokens={num_tokens}, but a 2D tokenizer decodes its whole grid; leave it out")
+        images, features = decoded if isinstance(decoded, tuple) else (decoded, None)
         return View(images, num_tokens, features)
 
     def train(self, mode: bool = True) -> Tokenizer:
@@ -119,10 +129,13 @@ class Tokenizer(nn.Module, HubModel):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """images (B,3,H,W) -> codes int64 (B,N). Redundant tokens are left out.
+        """images (B,3,H,W) in [-1,1] -> codes int64 (B,N). Redundant tokens are left out.
 
-        Raises: UserError for a continuous tokenizer, which has no codes.
+        Raises: UserError for images of 0..255, and for a continuous tokenizer, which has no codes.
         """
+        largest = 0.0 if images.is_meta or not images.numel() else float(images.abs().amax())
+        if largest > 10:  # decoded images may leave [-1,1] a little
+            raise UserError(f"got images with values up to {largest:.0f}; expected [-1,1], pixels / 127.5 - 1")
         latents, _ = self.latents(images)
         codes = self.quantizer(latents).codes
         if codes is None:

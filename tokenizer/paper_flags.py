@@ -1,14 +1,11 @@
-"""Names of the papers' projects: flags of their trainers, state-dict keys of released tokenizers."""
+"""Flags of the papers' tokenizer trainers, as entries of our configs. Does not import torch."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TypeVar
 
 from common.config import Alias
 from common.paper_flags import estimate, half, only, optional, sharded, switch
 
-Value = TypeVar("Value")
+__all__ = ["TRAIN_FLAGS"]
 
 TRAIN_FLAGS: dict[str, Alias] = {  # flags of the papers' vq_train.py: our key
     "data-path": "data.root",
@@ -38,51 +35,3 @@ TRAIN_FLAGS: dict[str, Alias] = {  # flags of the papers' vq_train.py: our key
     "estimate": estimate("data.root=unused"),
     "wandb-project": "log.wandb",
 }
-
-STATE_DICT_PREFIXES = {  # encoder part name: (released prefix, our prefix)
-    "hybrid_1d": [
-        ("encoder.", "encoder.cnn."),
-        ("s2to1encoder.", "encoder.transformer."),
-        ("s1to2decoder.", "decoder.transformer."),
-        ("decoder.", "decoder.cnn."),
-        ("quantize.", "quantizer."),
-    ],
-    "hybrid_2d": [
-        ("encoder.", "encoder.cnn."),
-        ("s2dencoder.", "encoder.transformer."),
-        ("s2ddecoder.", "decoder.transformer."),
-        ("decoder.", "decoder.cnn."),
-        ("quantize.", "quantizer."),
-    ],
-    "cnn": [("quantize.", "quantizer.")],
-    "dino_vit": [
-        ("encoder.model.", "encoder.vit."),
-        ("encoder.lvl1LC", "encoder.levels"),
-        ("encoder.lvl_embed.", "encoder.level_embedding."),
-        ("decoder.model.", "decoder.vit."),
-        ("decoder.lvl1LC", "decoder.levels"),
-        ("decoder.lvl_embed.", "decoder.level_embedding."),
-        ("decoder.to_pixel.model.", "decoder.to_pixel."),
-        ("quantize.ema_vocab_hit_SV", "quantizer.hits"),
-        ("quantize.", "quantizer."),
-        ("semantic_model.", "teacher.net."),
-    ],
-}
-
-
-def from_released(tensors: Mapping[str, Value], encoder: str) -> dict[str, Value]:
-    """A released state dict under our keys; `encoder` is the name of the encoder part."""
-    return {_swap(key, STATE_DICT_PREFIXES[encoder]): value for key, value in tensors.items()}
-
-
-def to_released(tensors: Mapping[str, Value], encoder: str) -> dict[str, Value]:
-    """Inverse of `from_released`."""
-    swapped = [(ours, theirs) for theirs, ours in STATE_DICT_PREFIXES[encoder]]
-    return {_swap(key, swapped): value for key, value in tensors.items()}
-
-
-def _swap(key: str, prefixes: list[tuple[str, str]]) -> str:
-    for old, new in prefixes:
-        if key.startswith(old):
-            return new + key[len(old) :]
-    return key

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from common.config import lookup
 from common.errors import UserError
 from common.meta import on_meta
 from tokenizer.config import BackboneConfig, TrainConfig
@@ -65,9 +66,9 @@ def start_from(tokenizer: Tokenizer, config: BackboneConfig) -> None:
 
 def check_teacher(config: TrainConfig) -> None:
     """Raises: UserError when the tokenizer's own teacher would guide training without trained weights."""
-    guided = [name for name, given in config.regularizers.items() if given["name"] == "contrastive"]
-    guided = [name for name in guided if not config.regularizers[name]["teacher"]]
-    if not guided or config.init or (config.model.teacher or {}).get("name") != "dino_vit":
+    guided = [name for name, given in config.regularizers.items() if "teacher" in given and not given["teacher"]]
+    own = config.model.teacher
+    if not guided or config.init or not own or not lookup("tokenizer.teachers:TEACHERS", own["name"]).untrained:
         return
     if not config.backbone or "teacher" not in config.backbone.parts:
         raise UserError(

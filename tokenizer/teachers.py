@@ -44,6 +44,8 @@ class Teacher(nn.Module):
     """`tokens(images)`: features (B,prefix+G*G,width), the first `prefix` of which belong to no patch."""
 
     prefix = 0
+    untrained = False
+    """True if it brings no weights of its own: they come with the tokenizer's checkpoint, or from `backbone`."""
 
     def tokens(self, images: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no tokens")
@@ -118,6 +120,7 @@ class DinoVitTeacher(Teacher):
     """
 
     prefix = 1
+    untrained = True
 
     @dataclass
     class Config(VitConfig):

@@ -57,7 +57,8 @@ def _members(path: Path, start: int, folder: str = "") -> Iterator[tuple[str, ta
     with path.open("rb") as file:
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
+            while member := archive.next():
+                archive.members = []  # tarfile would keep every header: gigabytes for a million images
                 if member.isfile() and member.name.endswith(".tar"):
                     yield from _members(path, member.offset_data, f"{Path(member.name).stem}/")
                 elif member.isfile():

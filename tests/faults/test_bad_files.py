@@ -5,11 +5,14 @@ Ten times as many mutations: python -m pytest -m slow tests/faults/test_bad_file
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import pickle  # only to write what must be refused
 import random
 import signal
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -23,8 +26,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
-from common import checkpoint, config, npz, torchfile
+from common import checkpoint, config, npz, weights
 from common.codes import CodeStore
 from common.containers import open_images
 from common.data import ImageFolder, stream
@@ -178,11 +182,22 @@ class Kinds:
 
     def released(self, rng: random.Random) -> None:
         """The archive's own checksums tell damage."""
-        path, tensors = self.root / "released.pt", {"model": {"a": torch.arange(300.0)}}
-        torch.save(tensors, path)
+        path, tensors = self.root / "released.pt", {"a": torch.arange(300.0)}
+        torch.save({"model": tensors}, path)
         path.write_bytes(mutate(path.read_bytes(), rng))
-        found = torchfile.read(path)
-        assert torch.equal(found["model"]["a"], tensors["model"]["a"])
+        assert torch.equal(weights.open_weights(path, ["model"]).tensors()["a"], tensors["a"])
+
+    def unchecked(self, rng: random.Random) -> None:
+        """The formats without checksums: what is read is a dict of the tensors, or refused."""
+        path, tensors = self.root / "unchecked", {"a": torch.arange(30.0), "b": torch.ones(2, 2, dtype=torch.float16)}
+        if rng.random() < 0.5:
+            save_file(tensors, path)
+        else:
+            content = {"model": tensors, "args": argparse.Namespace(lr=1e-4), "epoch": [1, (2, None)]}
+            torch.save(content, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(mutate(path.read_bytes(), rng))
+        found = weights.open_weights(path, ["model"]).tensors()
+        assert all(isinstance(value, torch.Tensor) for value in found.values())
 
     def codes(self, rng: random.Random) -> None:
         """Values are checked against the vocabulary; codes that stay inside it cannot be told from others."""
@@ -240,7 +255,7 @@ def mutations(name: str, count: int, root: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_mutated_files(name: str, tmp_path: Path) -> None:
-    mutations(name, 85, tmp_path)  # 510 in all
+    mutations(name, 85, tmp_path)  # 595 in all
 
 
 @pytest.mark.slow
@@ -248,6 +263,81 @@ def test_mutated_files(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_many_mutated_files(name: str, tmp_path: Path) -> None:
     mutations(name, 850, tmp_path)
+
+
+FOREIGN = {
+    "empty": b"", "zeros": bytes(5000), "html": b"<html>404</html>", "json": b'{"model": {}}', "png": encoded(RGB),
+    "text": b"version https://git-lfs.github.com/spec/v1\n", "npy": b"\x93NUMPY\x01\x00v\x00{'descr'",
+    "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(99), "gguf": b"GGUF\x03" + bytes(99), "gzip": b"\x1f\x8b\x08" + bytes(99),
+    "pickle": pickle.dumps({"model": [1]}), "number": pickle.dumps(7), "half a zip": b"PK\x03\x04" + bytes(99),
+    "header only": (1 << 40).to_bytes(8, "little") + b'{"a": 1}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", [*FOREIGN, "npz", "torchscript", "whole model", "half written"])
+def test_foreign_files_of_weights(name: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    if name == "npz":
+        np.savez(tmp_path / "x.npz", arr_0=COLOURS)
+        path.write_bytes((tmp_path / "x.npz").read_bytes())
+    elif name == "torchscript":
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    elif name == "whole model":
+        torch.save(torch.nn.Linear(2, 2), path)
+    elif name == "half written":
+        torch.save({"model": {"a": torch.zeros(9999)}}, path)
+        path.write_bytes(path.read_bytes()[:9999])
+    else:
+        path.write_bytes(FOREIGN[name])
+    with in_time(), pytest.raises(UserError) as caught:
+        weights.open_weights(path, ["model"])
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+CALLS = {  # module, name, argument
+    "shell": ("posix", "system", "touch {trap}"), "exec": ("builtins", "exec", "open({trap!r}, 'w')"),
+    "old exec": ("__builtin__", "exec", "open({trap!r}, 'w')"), "popen": ("subprocess", "Popen", "touch {trap}"),
+    "runpy": ("runpy", "run_path", "{trap}.py"), "import": ("importlib", "import_module", "antigravity"),
+    # Not refused: they become inert objects.
+    "numpy": ("numpy.f2py.crackfortran", "myeval", "open({trap!r}, 'w')"), "class": ("argparse", "FileType", "w"),
+    "torch": ("torch.hub", "_load_local", "{trap}"), "method": ("pathlib", "Path.touch", "{trap}"),
+}  # fmt: skip
+INERT = ("numpy", "class", "torch", "method")
+WAYS = {  # how a pickle calls a class or function; %s: its name, then its argument
+    "reduce": b"c%s\n%s\nX%s\x85R", "inst": b"(X%si%s\n%s\n", "obj": b"(c%s\n%s\nX%so", "new": b"c%s\n%s\nX%s\x85\x81",
+    "build": b"c%s\n%s\n)\x81}X\x01\0\0\0aX%ssb", "items": b"c%s\n%s\n)\x81(X%se",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_a_pickle_is_called(name: str, way: str, zipped: bool, tmp_path: Path) -> None:
+    """Each call stands beside good weights. It is refused, or read as data; the trap stays untouched."""
+    trap = tmp_path / "ran"
+    (tmp_path / "ran.py").write_text(f"open({str(trap)!r}, 'w')")
+    module, function, argument = (text.format(trap=str(trap)).encode() for text in CALLS[name])
+    argument = len(argument).to_bytes(4, "little") + argument
+    call = WAYS[way] % ((argument, module, function) if way == "inst" else (module, function, argument))
+    path, mark = tmp_path / "x.pt", b"X\x04\0\0\0mark"
+    torch.save({"model": {"a": torch.ones(3)}, "args": "mark"}, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            records = {info.filename: archive.read(info) for info in archive.infolist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for record, data in records.items():
+                archive.writestr(record, data.replace(mark, call) if record.endswith("data.pkl") else data)
+    else:
+        path.write_bytes(content.replace(mark, call))
+    with in_time():
+        if name in INERT:
+            assert torch.equal(weights.open_weights(path, ["model"]).tensors()["a"], torch.ones(3))
+        else:
+            with pytest.raises(UserError, match=f"refused: it names .*{function.decode()}"):
+                weights.open_weights(path, ["model"])
+    assert not trap.exists() and "antigravity" not in sys.modules
 
 
 def test_a_header_that_ends_python_s_parser(tmp_path: Path) -> None:
@@ -319,7 +409,7 @@ def test_names_inside_archives_of_weights_are_not_paths(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("../../escaped/data.pkl", b"\x80\x02}q\x00.")
     with suppress(UserError):
-        torchfile.read(tmp_path / "x.pt")
+        weights.read(tmp_path / "x.pt")
     assert [path.name for path in tmp_path.rglob("*")] == ["x.pt"] and not list(tmp_path.parent.glob("escaped"))
 
 
@@ -330,5 +420,5 @@ def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     pack(tmp_path / "images", tmp_path / "shards")
     tar = next((tmp_path / "shards").glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2 - 100])
-    with pytest.raises(UserError, match="unexpected end of data"):
+    with pytest.raises(UserError, match="cannot be read"):
         open_images(tmp_path / "shards", 8)

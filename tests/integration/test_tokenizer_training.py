@@ -189,10 +189,22 @@ def test_kept_lengths_are_uniform_over_the_extended_sequence(folder: Path) -> No
     assert lengths.min() == 2 and lengths.max() == 24 and chi_square < 48.3  # 99.9% quantile with 22 degrees of freedom
 
 
-def test_kept_lengths_can_be_rounded_up(folder: Path) -> None:
+def test_multiples_are_drawn_equally_often(folder: Path) -> None:
     chosen = settings(folder, Path("x"), "regularizers.nested_dropout.multiple_of=5")
     dropout = TokenizerTrainee(chosen, CPU).regularizers[0]
-    assert sorted(dropout.draw(1000, Plan(0, 0, 1, 0, chosen.model.layout)).unique().tolist()) == [5, 10, 15, 20, 24]
+    lengths, counts = dropout.draw(5000, Plan(0, 0, 1, 0, chosen.model.layout)).unique(return_counts=True)
+    assert lengths.tolist() == [5, 10, 15, 20, 24] and counts.min() > 900
+
+
+def test_full_lengths_do_not_depend_on_the_number_of_ranks(folder: Path) -> None:
+    words = ("per_sample=true", "full_probability=0.5")
+    chosen = settings(folder, Path("x"), *(f"regularizers.nested_dropout.{word}" for word in words))
+    dropout = TokenizerTrainee(chosen, CPU).regularizers[0]
+    whole, *halves = (Plan(3, 0, count, rank, chosen.model.layout) for rank, count in ((0, 16), (0, 8), (1, 8)))
+    for plan in (whole, *halves):
+        dropout.plan(plan)
+    assert torch.equal(whole.lengths[0], torch.cat([plan.lengths[0] for plan in halves]))
+    assert 0 < (whole.lengths[0] == 16).sum() < 16
 
 
 def drawn(trainee: TokenizerTrainee, step: int, rank: int, count: int) -> list[torch.Tensor]:

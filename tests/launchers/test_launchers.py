@@ -37,7 +37,7 @@ JOBS = {
     "diagnose_tokenizer.sh": "evaluations.diagnose",
     "evidence.sh": "studies.tokenizers",
     "convert_checkpoint.sh": "autoregressive.convert",
-    "download_checkpoints.sh": "autoregressive.download",
+    "download_checkpoints.sh": "common.download",
     "model_card.sh": "evaluations.model_card",
     "benchmark.sh": "benchmarks.run",
     "quickstart.sh": "studies.quickstart",

@@ -142,7 +142,7 @@ def test_the_adaptive_weight_scales_the_generators_loss_alone(backbone: Path) ->
 
 
 def test_mistakes_are_named(backbone: Path) -> None:
-    with pytest.raises(UserError, match=r"adversary\.loss got 'wgan'; expected hinge, non_saturating, relativistic"):
+    with pytest.raises(UserError, match=r"adversary\.loss got 'wgan'; expected hinge, non_saturating or relativistic"):
         adversary_of(backbone, loss="wgan")
     judge = StyleGanDiscriminator(StyleGanDiscriminator.Config(16, [8, 8, 8]))
     with pytest.raises(UserError, match=r"image_size=32"):

@@ -22,7 +22,7 @@ def test_training_on_does_not_change_what_is_written(tmp_path: Path, monkeypatch
         return save(*arguments)
 
     monkeypatch.setattr(checkpoint, "save", late)
-    saver = Saver(RunConfig(out=str(tmp_path), steps=2, background_save=True), {}, None)
+    saver = Saver(RunConfig(out=str(tmp_path), steps=2, background_save=True), {}, None, print)
     weight, moment = torch.ones(4), torch.ones(4)
     for step in (1, 2):
         changed.clear()

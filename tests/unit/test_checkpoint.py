@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import checkpoint
+from common import checkpoint, download
 from common.errors import UserError
 
 
@@ -81,3 +81,28 @@ def test_the_fingerprint_follows_the_weights(tmp_path: Path) -> None:
         "model.safetensors",
         "state.pt",
     }
+
+
+def test_a_misspelt_path_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "fetch", lambda repo_id: pytest.fail(f"asked the hub for {repo_id}"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results/my_tokenizer").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"at 'results/my_tokeniser' \(did you mean 'results/my_tokenizer'"):
+        checkpoint.resolve_folder("results/my_tokeniser")
+    for text in ("results/my_tokenizer", "checkpoints/vq.pt", "./vq/model", "../vq", "/vq/model", "model"):
+        with pytest.raises(UserError, match="no checkpoint at"):
+            checkpoint.resolve_folder(text)
+    assert download.is_repo_id("owner/vq-1.0")
+
+
+def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would retry for half a minute; files in the cache are used."""
+    asked: list[bool] = []
+
+    def cached(repo_id: str, name: str, local_files_only: bool = False) -> str:
+        asked.append(local_files_only)
+        return f"/cache/{repo_id}/{name}"
+
+    monkeypatch.setattr(download, "hf_hub_download", cached)
+    monkeypatch.setattr(download.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert download.fetch("owner/vq") == Path("/cache/owner/vq") and asked == [True, True]

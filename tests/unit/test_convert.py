@@ -16,7 +16,7 @@ from autoregressive import convert
 from autoregressive.convert import ConvertConfig, run
 from autoregressive.models.gpt import GPT
 from autoregressive.released import write_released as write_generator
-from common import checkpoint, torchfile
+from common import checkpoint, weights
 from common.errors import UserError
 from tests.unit.test_released_files import SMALL, generators, make, same
 from tokenizer.model import Tokenizer
@@ -34,7 +34,7 @@ def test_a_tokenizer_goes_to_a_folder_and_back(name, tmp_path):
     same(tokenizer.load(tmp_path / "folder"), model)
     assert json.loads((tmp_path / "folder/config.json").read_text())["kind"] == "tokenizer"
     run(ConvertConfig(str(tmp_path / "folder"), str(tmp_path / "b.pt")))
-    before, after = (torchfile.read(tmp_path / name)["model"] for name in ("a.pt", "b.pt"))
+    before, after = (weights.read(tmp_path / name)["model"] for name in ("a.pt", "b.pt"))
     assert list(before) == list(after)
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
 
@@ -46,7 +46,7 @@ def test_a_generator_goes_to_a_folder_and_back(name, tmp_path):
     run(ConvertConfig(str(tmp_path / "a.bin"), str(tmp_path / "folder")))
     same(autoregressive.load(tmp_path / "folder"), model)
     run(ConvertConfig(str(tmp_path / "folder"), str(tmp_path / "b.pt")))
-    before, after = (torchfile.read(tmp_path / name) for name in ("a.bin", "b.pt"))
+    before, after = (weights.read(tmp_path / name) for name in ("a.bin", "b.pt"))
     before, after = (content.get("model", content) for content in (before, after))
     assert list(before) == list(after) and all(torch.equal(before[key], after[key]) for key in before)
 

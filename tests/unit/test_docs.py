@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from autoregressive.download import read_table
+from common.download import read_table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "Detailed_instructions.md")

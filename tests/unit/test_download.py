@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoregressive import download
+from common import download
 from common.download import fetch_file
 from common.errors import UserError
 
@@ -79,7 +79,7 @@ def server() -> Iterator[Server]:
 
 def test_a_file_arrives_whole(server, tmp_path):
     fetched = fetch_file(f"{server.url}/a.pt", tmp_path / "deep/a.pt", DIGEST, len(CONTENT), **FAST)
-    assert (fetched.bytes, fetched.sha256, fetched.was_there) == (len(CONTENT), DIGEST, False)
+    assert (fetched.bytes, fetched.sha256, fetched.existed) == (len(CONTENT), DIGEST, False)
     assert (tmp_path / "deep/a.pt").read_bytes() == CONTENT
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.pt"]
 
@@ -139,7 +139,7 @@ def test_a_wrong_file_never_gets_the_name(server, tmp_path, sha256, size):
 
 def test_what_is_there_is_checked_not_fetched(server, tmp_path):
     (tmp_path / "a.pt").write_bytes(CONTENT)
-    assert fetch_file(f"{server.url}/a.pt", tmp_path / "a.pt", DIGEST[:8], **FAST).was_there
+    assert fetch_file(f"{server.url}/a.pt", tmp_path / "a.pt", DIGEST[:8], **FAST).existed
     (tmp_path / "a.pt").write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match="remove it and run"):
         fetch_file(f"{server.url}/a.pt", tmp_path / "a.pt", DIGEST, **FAST)
@@ -183,7 +183,7 @@ def test_hashes_are_recorded_on_first_use_and_held_to_later(table, server, capsy
     assert "already there" in capsys.readouterr().out
     path.unlink()
     server.content = CONTENT[::-1]
-    with pytest.raises(UserError, match="hashes to"):
+    with pytest.raises(UserError, match="has the hash"):
         download.run(settings(table, "one"))
 
 

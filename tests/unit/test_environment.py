@@ -230,7 +230,7 @@ NAMES = (
 def test_every_variable_of_the_papers_is_exported_from_any_folder(tmp_path):
     here, elsewhere = variables(), variables(folder=tmp_path)
     assert {name: here.get(name) for name in NAMES} == {name: elsewhere.get(name) for name in NAMES}
-    assert all(here.get(name) for name in NAMES)
+    assert all(here.get(name) for name in NAMES if name != "PORT") and here["PORT"] == ""  # a free one is chosen
     assert here["PROJECT_ROOT"] == str(ROOT)
 
 

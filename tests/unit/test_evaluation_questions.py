@@ -158,7 +158,7 @@ def stopped(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "answer", answer)
     monkeypatch.setattr(harness, "load_extractor", EXTRACTOR)
     monkeypatch.setattr(record, "weights_key", KEY)
-    monkeypatch.setattr(val_loss, "CodeStore", lambda *_: Codes())
+    monkeypatch.setattr(val_loss, "CodeStore", lambda *_, **__: Codes())
 
 
 class Codes:

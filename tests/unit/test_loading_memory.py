@@ -16,7 +16,7 @@ import torch
 from common.config import parse
 from tokenizer.config import TrainConfig
 from tokenizer.model import Tokenizer
-from tokenizer.paper_flags import to_released
+from tokenizer.released import to_released
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """

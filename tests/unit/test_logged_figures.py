@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -64,7 +65,10 @@ def test_the_validations_psnr_is_in_db_of_the_whole_range(tmp_path: Path) -> Non
         Image.fromarray(np.full((32, 32, 3), 255, np.uint8)).save(tmp_path / "white" / f"{index}.png")
     run = SimpleNamespace(precision="none")
     config = SimpleNamespace(val_root=str(tmp_path), regularizers={}, run=run)
-    stub: Any = SimpleNamespace(config=config, ema=None, tokenizer=Grey(), world=ALONE, training_pass=nn.Identity())
+    grey = Grey()
+    stub: Any = SimpleNamespace(
+        config=config, tokenizer=grey, world=ALONE, regularizers=[], evaluating=lambda: contextlib.nullcontext(grey)
+    )
     assert TokenizerTrainee.validate(stub) == {"val/psnr_16": pytest.approx(10 * math.log10(16), abs=1e-4)}
 
 
@@ -94,9 +98,10 @@ class Table(nn.Module):
 def test_the_validation_loss_is_that_of_the_weights_that_jobs_use_by_default(average: bool) -> None:
     """Codes 0 and 1 of probability 1/2 and 1/4: (ln 2 + ln 4) / 2 nats for the trained weights."""
     model, mean = Table(0.5, 0.25, 0.125, 0.125), Table(0.25, 0.25, 0.25, 0.25)
-    config = SimpleNamespace(run=SimpleNamespace(precision="none"), data=SimpleNamespace(batch_size=2))
+    run, data = SimpleNamespace(precision="none"), SimpleNamespace(batch_size=2)
     stub: Any = SimpleNamespace(
-        config=config, world=ALONE, model=model, wrapped=model, ema=SimpleNamespace(module=mean) if average else None,
+        config=SimpleNamespace(run=run, data=data), run=run, world=ALONE, model=model, wrapped=model,
+        ema=SimpleNamespace(module=mean) if average else None,
         held_out=Held(), source=SimpleNamespace(num_tokens=2),
     )
     stub._held_out_loss = lambda *given: GeneratorTrainee._held_out_loss(stub, *given)

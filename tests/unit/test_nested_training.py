@@ -91,6 +91,21 @@ def test_the_longer_view_teaches_the_shorter(kept: int | None, also: int, teache
     assert firsts[teacher].grad is None or not firsts[teacher].grad.any()
 
 
+def test_the_mean_token_is_that_of_the_real_ones() -> None:
+    """Hidden and padding tokens change nothing in the decoder's mean row."""
+    model = make()
+    with torch.no_grad():
+        vectors = model.quantizer(model.latents(images(2))[0]).vectors
+
+    def mean_row(vectors: torch.Tensor, lengths: object) -> torch.Tensor:
+        return model.decode_vectors(vectors, lengths).features.first[:, 0]
+
+    rows = mean_row(vectors, torch.tensor([3, 24]))
+    torch.testing.assert_close(rows[:1], mean_row(vectors[:1], 3))
+    torch.testing.assert_close(rows[1:], mean_row(vectors[1:], 16))
+    torch.testing.assert_close(mean_row(vectors, 20), mean_row(vectors, 16))
+
+
 def test_one_generator_of_full_length_codes_samples_at_every_length() -> None:
     tokenizer = make()
     torch.manual_seed(0)

@@ -223,7 +223,7 @@ def test_the_share_of_kept_codes_is_sigma(policy: str) -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("--sigma", -0.1), "--sigma is -0.1"), (("--keep", "suffix"), "known: bernoulli"),
+    (("--sigma", -0.1), "sigma got -0.1"), (("--keep", "suffix"), "expected bernoulli"),
     (("--num-samples", 41), "40 images"), (("--cfg-schedule", "fast"), "guidance schedule"),
 ])  # fmt: skip
 def test_mistakes_are_named_before_anything_is_written(

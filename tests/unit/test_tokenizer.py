@@ -153,8 +153,12 @@ def test_usage_counts_the_codes_of_the_window_only() -> None:
 
 
 def test_mistakes_end_in_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"expects \(B,3,32,32\)"):
+    with pytest.raises(UserError, match=r"expected floats \(B,3,32,32\)"):
         make().encode(torch.zeros(1, 3, 16, 16))
+    images = torch.rand(2, 3, 32, 32)
+    for wrong in (images[0], images[:, :1], images.permute(0, 2, 3, 1), (images * 255).to(torch.uint8), images * 255):
+        with pytest.raises(UserError, match=r"expected .*\[-1,1\]"):
+            make().encode(wrong)
     with pytest.raises(UserError, match="num_tokens=17"):
         make().decode(torch.zeros(1, 16, dtype=torch.int64), 17)
     with pytest.raises(UserError, match="do not fit"):

@@ -13,8 +13,8 @@ from tests.golden.fixture import read_packed
 from tokenizer.config import TrainConfig
 from tokenizer.losses import LOSSES
 from tokenizer.model import Tokenizer
-from tokenizer.paper_flags import from_released, to_released
 from tokenizer.regularizers import REGULARIZERS
+from tokenizer.released import from_released, to_released
 
 ROOT = Path(__file__).parents[2]
 CONTRACTS = read_packed(ROOT / "tests/golden/data/contracts.json.xz")

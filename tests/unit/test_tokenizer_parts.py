@@ -15,30 +15,23 @@ from tests.unit.test_released_files import make
 from tokenizer.losses.adversarial import (
     LeCam,
     adaptive_weight,
-    hinge_generator,
     non_saturating_generator,
-    swapped_discriminator,
-    swapped_generator,
     vanilla_discriminator,
 )
-from tokenizer.losses.feature import contrastive_loss, feature_loss
+from tokenizer.losses.feature import contrastive_loss
 from tokenizer.quantizers.perturbation import Perturbation, anneal, nearest_codes
 from tokenizer.quantizers.vq import VectorQuantizer
 from tokenizer.quantizers.vq_hits import HitCountQuantizer
 from tokenizer.teachers import HALF, IMAGENET, prepare
 
 
-def test_the_non_saturating_game_pulls_both_ways_and_the_swapped_one_does_not():
+def test_the_non_saturating_game_pulls_both_ways():
     real, fake = torch.randn(50).requires_grad_(), torch.randn(50).requires_grad_()
     vanilla_discriminator(real, fake).backward()
     assert (real.grad < 0).all() and (fake.grad > 0).all()
-    real.grad = fake.grad = None
-    swapped_discriminator(real, fake).backward()
-    assert torch.allclose(real.grad, torch.tensor(-0.5 / 50)) and (fake.grad == 0).all()
     fake.grad = None
     non_saturating_generator(fake).backward()
     assert (fake.grad < 0).all() and fake.grad.std() > 0
-    assert (swapped_generator(fake) - hinge_generator(fake)).item() == pytest.approx(math.log1p(math.e))
 
 
 def test_adaptive_weight_balances_the_gradients():
@@ -58,11 +51,7 @@ def test_lecam_follows_the_batches_then_averages_them():
     assert lecam.penalty(logits[:1], logits[1:]) == pytest.approx(2 * 4.2**2)
 
 
-def test_feature_losses():
-    a = torch.randn(2, 5, 3, 3)
-    assert feature_loss(a, a) == 0 and feature_loss(a, 3 * a, "cosine") == pytest.approx(0.0, abs=1e-6)
-    with pytest.raises(UserError, match="mse or cosine"):
-        feature_loss(a, a, "l3")
+def test_the_contrastive_loss_is_small_for_pairs_only():
     features = torch.eye(4)
     assert contrastive_loss(features, features, 100.0) < 1e-3 < contrastive_loss(features, features.roll(1, 0), 100.0)
 
@@ -161,7 +150,7 @@ def test_a_teacher_inside_a_tokenizer_is_frozen_and_stays_in_evaluation():
 def test_robustok_refuses_what_does_not_fit():
     for changes, message in (
         ({"layout": {"num_tokens": 9}}, "num_tokens=4"), ({"z_channels": 32}, "width=64"),
-        ({"image_size": 40}, "no multiple of patch=16"),
+        ({"image_size": 40}, "not a multiple of patch=16"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             make("dino_vit", **changes)

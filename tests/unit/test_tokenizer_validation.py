@@ -58,7 +58,7 @@ def test_psnr_is_that_of_pixels_between_0_and_1(images: Path, ema_decay: float) 
 def test_training_goes_on_in_training_mode(images: Path, ema_decay: float) -> None:
     made = trainee(images, ema_decay=ema_decay)
     made.validate()
-    assert all(module.training for module in made.training_pass.modules())
+    assert all(module.training for module in made.wrapped.modules())
 
 
 def test_the_semantic_weight_ends_at_the_redundant_tokens(images: Path) -> None:
@@ -68,9 +68,9 @@ def test_the_semantic_weight_ends_at_the_redundant_tokens(images: Path) -> None:
     target = torch.randn(1, 4, 8)
     semantic.teacher = lambda shown: target
     done = Pass([View(torch.zeros(1))], None)
-    done.extra["semantic"] = target
+    done.extra |= {"semantic": target, "semantic_target": target}
     for kept, expected in ((1, 0.5), (16, 0.5 * 8 / 23), (24, 0.0)):
-        plan = Plan(0, 0, 1, 0, Layout(num_tokens=16, redundant=8), num_tokens=kept)
+        plan = Plan(0, 0, 1, 0, Layout(num_tokens=16, redundant=8), lengths=[kept])
         assert semantic.losses(target, done, plan)["semantic"].item() == pytest.approx(-expected, abs=1e-6)
 
 
@@ -81,7 +81,7 @@ def test_a_regularizer_can_be_switched_off(images: Path, tmp_path: Path, value: 
     words = ["--config", str(path), "data.root=x", "run.out=x", "run.steps=1", f"regularizers.nested_dropout={value}"]
     assert config.parse(TrainConfig, words).regularizers.keys() == {"shortcut"}
     made = trainee(images, regularizers={"nested_dropout": False})
-    assert made.regularizers == [] and made.plan(2, 0).num_tokens is None
+    assert len(made.regularizers) == 0 and made.plan(2, 0).lengths == [None]
 
 
 def test_gradients_of_micro_batches_are_averaged(images: Path) -> None:

@@ -15,7 +15,7 @@ def test_parameters_are_averaged_and_buffers_copied() -> None:
         module.weight.fill_(5.0)
         module.running_mean.fill_(7.0)
         module.num_batches_tracked.fill_(9)
-    ema.update(module)
+    ema.update(module, torch.zeros(()))
     # The first update's decay is min(0.5, 1 / 10).
     assert torch.allclose(ema.module.weight, torch.full((3,), 1.0 + 0.9 * 4))
     assert torch.equal(ema.module.running_mean, module.running_mean)

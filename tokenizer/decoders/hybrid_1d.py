@@ -92,11 +92,19 @@ class QFormerDecoder(nn.Module):
         for number, layer in enumerate(self.transformer, start=1):
             stream = layer(stream, memory, query_pos, memory_pos, hidden)
             if number == 1:
-                first = torch.cat([memory.mean(dim=1, keepdim=True), stream], dim=1)
+                first = torch.cat([self._mean(memory, hidden), stream], dim=1)
             if number == self.semantic_depth:
                 inner = stream
         spatial = self.ln_post(stream).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return DecoderFeatures(self.conv_out(spatial), inner, first)
+
+    def _mean(self, memory: Tensor, hidden: Tensor | None) -> Tensor:
+        """Mean (B,1,D) of the visible tokens (B,W,D), without padding tokens."""
+        memory = memory[:, : self.layout.num_tokens]
+        if hidden is None:
+            return memory.mean(dim=1, keepdim=True)
+        shown = (~hidden)[:, : self.layout.num_tokens, None].to(memory.dtype)
+        return (memory * shown).sum(dim=1, keepdim=True) / shown.sum(dim=1, keepdim=True)
 
     def _visible(self, tokens: Tensor, num_tokens: int | Tensor | None) -> tuple[int, Tensor | None]:
         """Number of leading tokens that are used, and a mask (B,keep) of those hidden per image."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from common.errors import UserError
 from tokenizer.decoders.cnn import CnnDecoder, CnnDecoderConfig
 from tokenizer.decoders.hybrid_1d import DecoderFeatures, SemanticHeadConfig, semantic_head
 from tokenizer.encoders.hybrid_2d import GridTransformer, GridTransformerConfig
@@ -34,9 +33,7 @@ class Hybrid2dDecoder(nn.Module):
     def last_layer(self) -> nn.Parameter:
         return self.cnn.last_layer
 
-    def forward(self, latents: Tensor, num_tokens: int | Tensor | None = None) -> tuple[Tensor, DecoderFeatures]:
-        if num_tokens is not None:
-            raise UserError("num_tokens was given, but a 2D tokenizer decodes its whole grid; leave it out")
+    def forward(self, latents: Tensor) -> tuple[Tensor, DecoderFeatures]:
         features = self.transformer(latents)
         return self.cnn(features.spatial), features
 

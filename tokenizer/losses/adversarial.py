@@ -74,20 +74,6 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-def swapped_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """What the papers' code computes as "non-saturating": cross-entropy with prediction and target swapped.
-
-    The constant label is the prediction and the logits are the target, so the gradient is as the hinge's without its
-    margin on `real`, and nothing reaches `fake`. Kept to explain runs that were trained with it.
-    """
-    return 0.5 * (math.log1p(math.e) - real.mean() + math.log(2.0) + 0.0 * fake.mean())
-
-
-def swapped_generator(fake: Tensor) -> Tensor:
-    """The generator's half of the swapped game: log(1 + e) - mean fake."""
-    return math.log1p(math.e) - fake.mean()
-
-
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """|gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last weight.
 

@@ -37,6 +37,8 @@ class Quantizer(nn.Module):
     """
 
     groups = 1
+    needs_grid = False
+    """True if latents must be a grid, as those of 2D encoders are."""
 
     def __init__(self, config: Any, codebook_dim: int):
         super().__init__()

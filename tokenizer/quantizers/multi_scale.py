@@ -26,6 +26,8 @@ class MultiScaleQuantizer(VectorQuantizer):
     Source: VAR (Tian et al. 2024), algorithm 1.
     """
 
+    needs_grid = True
+
     @dataclass
     class Config(VectorQuantizer.Config):
         codebook_size: int = opt(4096, "number of codes K, shared by the scales")

@@ -29,7 +29,7 @@ class ProductQuantizer(Quantizer):
         parts = [build("tokenizer.quantizers:QUANTIZERS", config.part) for _ in range(config.groups)]
         super().__init__(config, config.groups * parts[0].codebook_dim)
         self.parts, self.groups = nn.ModuleList(parts), config.groups
-        self.codebook_size = parts[0].codebook_size
+        self.codebook_size, self.needs_grid = parts[0].codebook_size, parts[0].needs_grid
 
     @property
     def latent_dim(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common import dist
 from common.config import opt
 from common.meta import on_meta
-from common.numerics import autocast
+from common.numerics import autocast, torch_generator
 from tokenizer.quantizers.base import CodeQuantizer, Quantized, to_maps, to_rows
 from tokenizer.quantizers.perturbation import Perturbation, perturb
 
@@ -115,7 +115,7 @@ class VectorQuantizer(CodeQuantizer):
         rows = torch.cat(dist.all_gather(torch.cat(self.candidates)))
         rows = rows[torch.isfinite(rows).all(dim=1)]
         unused = (~self.chosen).nonzero().flatten()
-        draws = torch.Generator().manual_seed(self.step)
+        draws = torch_generator(self.step, "refresh")
         picks = torch.randperm(len(rows), generator=draws)[: len(unused)]
         unused = unused[torch.randperm(len(unused), generator=draws)[: len(picks)].to(unused.device)]
         fresh = rows[picks.to(rows.device)]

@@ -11,7 +11,7 @@ from common.config import opt
 from common.errors import UserError
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
-STREAM = 1
+LENGTHS, FULL = 1, 8  # streams
 
 
 class NestedDropout(Regularizer):
@@ -27,9 +27,9 @@ class NestedDropout(Regularizer):
         min_tokens: int = opt(32, "smallest k")
         max_tokens: int | None = opt(None, "largest k; null = N+M")
         distribution: str = opt("uniform", "uniform | power2 (powers of two in the range, and the largest k)")
-        multiple_of: int = opt(1, "k is rounded up to a multiple of this: fewer shapes for kernels to be compiled for")
+        multiple_of: int = opt(1, "draw k among the multiples of this (fewer shapes to compile for) and the largest k")
         per_sample: bool = opt(False, "one k per image instead of one per step")
-        full_probability: float = opt(0.0, "chance of k = N regardless of the above")
+        full_probability: float = opt(0.0, "probability of k = N instead")
 
     def __init__(self, config: Config, context: Context):
         super().__init__(config, context)
@@ -38,21 +38,20 @@ class NestedDropout(Regularizer):
 
     def draw(self, count: int, plan: Plan) -> Tensor:
         """`count` values of k, int64, the same on every rank."""
-        config, generator = self.config, plan.generator(STREAM)
+        config = self.config
         largest = config.max_tokens or plan.layout.extended
         if not 1 <= config.min_tokens <= largest <= plan.layout.extended:
             raise UserError(
                 f"nested_dropout got min_tokens={config.min_tokens}, max_tokens={largest}; "
                 f"expected 1 <= min_tokens <= max_tokens <= {plan.layout.extended}"
             )
-        if config.distribution == "uniform":
-            lengths = torch.randint(config.min_tokens, largest + 1, (count,), generator=generator)
-        else:
-            choices = [2**i for i in range(largest.bit_length()) if config.min_tokens <= 2**i < largest] + [largest]
-            lengths = torch.tensor(choices)[torch.randint(len(choices), (count,), generator=generator)]
-        step = self.config.multiple_of
-        lengths = ((lengths + step - 1) // step * step).clamp(max=largest)
-        full = torch.rand(count, generator=generator) < config.full_probability
+        choices = [*range(config.min_tokens, largest + 1)]
+        if config.distribution == "power2":
+            choices = [k for k in choices if k.bit_count() == 1 or k == largest]
+        step = config.multiple_of
+        choices = sorted({min(-(-k // step) * step, largest) for k in choices})
+        lengths = torch.tensor(choices)[torch.randint(len(choices), (count,), generator=plan.generator(LENGTHS))]
+        full = torch.rand(count, generator=plan.generator(FULL)) < config.full_probability
         return torch.where(full, plan.layout.num_tokens, lengths)
 
     def plan(self, plan: Plan) -> None:

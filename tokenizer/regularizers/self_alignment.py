@@ -17,7 +17,7 @@ from tokenizer.regularizers.base import Plan, Regularizer
 class SelfAlignment(Regularizer):
     """weight * (1 - mean_j cos(f_j(shorter view), sg f_j(longer view))), f = decoder stream after its first layer.
 
-    f has one row per grid cell and one for the mean of the embedded tokens.
+    f has one row per grid cell and one for the mean of the kept embedded tokens, without padding tokens.
     Source: NesTok (2026), self-alignment loss, for a Q-former decoder.
     """
 

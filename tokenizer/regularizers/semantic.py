@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.config import build, opt, part
 from common.errors import UserError
+from tokenizer.losses.feature import mean_cosine
 from tokenizer.model import Pass, Tokenizer
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
@@ -67,7 +67,7 @@ class Semantic(Regularizer):
                 f"{self.config.teacher['name']!r} {tuple(target.shape[1:])}; "
                 f"set decoder.semantic_head.width={target.shape[-1]}"
             )
-        cosine = F.cosine_similarity(student, target, dim=-1).mean(dim=1)
+        cosine = mean_cosine(student, target)
         length = plan.layout.num_tokens if plan.lengths[0] is None else plan.lengths[0]
         kept = torch.as_tensor(length, device=cosine.device).expand(len(cosine))
         losses = {"semantic": -(self.strength(kept, plan.layout.extended) * cosine).mean()}

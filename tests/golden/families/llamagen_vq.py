@@ -9,7 +9,7 @@ from tests.golden import models
 from tests.golden.families.gigatok import _gradients, released_size
 from tests.golden.fixture import Fixture, Report
 from tokenizer.model import Tokenizer
-from tokenizer.paper_flags import from_released
+from tokenizer.released import from_released
 
 
 def matches(fixture: Fixture) -> bool:

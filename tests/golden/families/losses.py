@@ -18,11 +18,9 @@ from tokenizer.losses.adversarial import (
     adaptive_weight,
     hinge_discriminator,
     hinge_generator,
-    swapped_discriminator,
-    swapped_generator,
     vanilla_discriminator,
 )
-from tokenizer.losses.feature import contrastive_loss, semantic_loss
+from tokenizer.losses.feature import contrastive_loss, mean_cosine
 from tokenizer.losses.pixel import WeightConfig
 
 CALLS_IN_TURN = "discriminator_loss_two_consecutive_calls"
@@ -37,8 +35,7 @@ def check(fixture: Fixture, report: Report) -> None:
     real, fake = io["logits_real"], io["logits_fake"]
     for name, value in {
         "hinge_d": hinge_discriminator(real, fake), "vanilla_d": vanilla_discriminator(real, fake),
-        "non_saturating_d": swapped_discriminator(real, fake), "hinge_g": hinge_generator(fake),
-        "non_saturating_g": swapped_generator(fake), "proj/value": semantic_loss(io["proj/inner"], io["proj/teacher"]),
+        "hinge_g": hinge_generator(fake), "proj/value": -mean_cosine(io["proj/inner"], io["proj/teacher"]).mean(),
     }.items():  # fmt: skip
         report.close(name, value, io[name])
     for name in [name for name in io if name.startswith("contrastive/scale_")]:
@@ -100,7 +97,7 @@ class Objective:
         parts |= {f"{name}_loss": torch.tensor(value) for name, value in quantizer.items()}
         total = sum(value for name, value in parts.items() if name != "disc_adaptive_weight")
         if gigatok:
-            parts["proj_loss"] = semantic_loss(io["objective/inner"], io["objective/sem"])
+            parts["proj_loss"] = -mean_cosine(io["objective/inner"], io["objective/sem"]).mean()
             total = total + settings["proj_weight"] * parts["proj_loss"]
             total = total + (self.constants["feature_rec_loss"] if early else 0.0)
         else:

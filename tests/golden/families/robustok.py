@@ -10,7 +10,7 @@ from tests.golden.families.gigatok import _gradients
 from tests.golden.fixture import Fixture, Report, filled
 from tokenizer.losses.feature import contrastive_loss
 from tokenizer.model import Tokenizer
-from tokenizer.paper_flags import from_released, to_released
+from tokenizer.released import from_released, to_released
 
 
 def matches(fixture: Fixture) -> bool:

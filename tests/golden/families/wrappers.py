@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from autoregressive.models.gpt import GPT
-from autoregressive.released import DROPPED, read_generator
+from autoregressive.released import DROPPED, find_generator
 from autoregressive.released import ORDER as GENERATOR_ORDER
-from common.weights import read_released
+from common.weights import open_weights
 from tests.golden import models
 from tests.golden.fixture import Fixture, Report
 from tokenizer.released import ORDER as TOKENIZER_ORDER
@@ -27,11 +27,12 @@ def check(fixture: Fixture, report: Report) -> None:
     expected = fixture.about["files"][fixture.part]
     path = fixture.path.with_name(fixture.part)
     is_tokenizer = any(key.startswith("quant") for key in expected["selected"])
-    released = read_released(path, (TOKENIZER_ORDER["ema"] if is_tokenizer else GENERATOR_ORDER["model"]))
+    released = open_weights(path, (TOKENIZER_ORDER["ema"] if is_tokenizer else GENERATOR_ORDER["model"]))
+    tensors = released.tensors()
     report.equal("part", released.part, expected["use_key"] or "")
-    _compare(released.tensors, expected["selected"], report)
-    if "tok_embeddings.weight" in released.tensors:
-        _load(fixture, path, released.tensors, report)
+    _compare(tensors, expected["selected"], report)
+    if "tok_embeddings.weight" in tensors:
+        _load(fixture, path, tensors, report)
 
 
 def _compare(tensors: dict[str, Tensor], selected: dict[str, list], report: Report) -> None:
@@ -45,7 +46,8 @@ def _compare(tensors: dict[str, Tensor], selected: dict[str, list], report: Repo
 def _load(fixture: Fixture, path: Path, tensors: dict[str, Tensor], report: Report) -> None:
     """A generator's file, through the front door's reader, into the model that its constructor arguments describe."""
     given = fixture.about["gpt_constructor_args"]
-    config, loaded = read_generator(path, "model", {"heads": given["n_head"]})
+    config, read = find_generator(path, "model", {"heads": given["n_head"]})
+    loaded = read()
     for name, value in {
         "codebook_size": given["vocab_size"], "num_tokens": given["block_size"], "num_classes": given["num_classes"],
         "positions": "learned",
