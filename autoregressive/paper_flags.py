@@ -1,4 +1,4 @@
-"""Flags of the papers' scripts, as entries of our configs. Light: nothing here imports torch."""
+"""Flags of the papers' scripts and the options they set."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RAR_SIZES = {
 
 
 def _unused(value: str) -> list[str]:
-    """A key of RobusTok that names a run for its tracker; ours is asked for with log.wandb."""
+    """RobusTok's names for its tracker have no effect; set log.wandb instead."""
     return []
 
 

@@ -17,11 +17,11 @@ __all__ = ["Alias", "render"]
 Alias = str | Callable[[str], list[str]]
 """A flag's meaning: a dotted key, or a function from the flag's value to dotlist entries."""
 
-USAGE = """usage: [--config FILE] [--flag VALUE | key.sub=value ...] [--dry-run] [--help [PART[=NAME]]]
+USAGE = """usage: [--config FILE] [--flag VALUE | key.sub=value ...] [--dry-run] [--help [GROUP | PART[=NAME]]]
 
 Options are keys of a YAML file (--config, repeatable) and of the command line, where the last one counts. A part is a
-mapping with a `name`; `--help PART` lists the names and `--help PART=NAME` the options of one. --dry-run prints the
-resolved options and stops."""
+mapping with a `name`; `--help PART` lists the names and `--help PART=NAME` the options of one. `--help GROUP` shows the
+options of a group such as run. --dry-run prints the resolved options and stops."""
 
 
 def render(schema: type, aliases: Mapping[str, Alias], about: str, topic: str | None = None) -> str:
@@ -96,25 +96,33 @@ def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
 
 
-def _tables(schema: type, prefix: str = "") -> dict[str, str]:
-    """Dotted key of every part -> its table."""
-    found = {}
+def _tables(schema: type, prefix: str = "", deep: bool = True) -> dict[str, str]:
+    """Dotted key of every part -> its table; with `deep` also of the parts inside these parts."""
+    found: dict[str, str] = {}
     for field in dataclasses.fields(schema):
-        table = field.metadata.get("part") or field.metadata.get("parts")
-        nested = nested_schema(schema, field.name)
-        if table:
-            found[f"{prefix}{field.name}"] = table
-        elif nested:
-            found |= _tables(nested, f"{prefix}{field.name}.")
+        dotted = f"{prefix}{field.name}"
+        if nested := nested_schema(schema, field.name):
+            found |= _tables(nested, f"{dotted}.", deep)
+        elif table := field.metadata.get("part") or field.metadata.get("parts"):
+            found[dotted] = table
+            for name in table_names(table) if deep else ():
+                found |= _tables(lookup(table, name).Config, f"{dotted}.", deep=False)
     return found
 
 
 def _part(schema: type, key: str, name: str) -> str:
+    """`--help KEY`: the options of a group, or the names of a part; `--help KEY=NAME`: the options of a part."""
+    groups = {prefix.rstrip("."): (heading, group) for heading, prefix, group in _groups(schema) if prefix}
     tables = _tables(schema)
-    matching = [dotted for dotted in tables if dotted == key or dotted.endswith(f".{key}")]
+    matching = [dotted for dotted in (*groups, *tables) if f".{dotted}".endswith(f".{key}")]
     if not matching:
-        raise UserError(f"--help knows no part {key!r}{nearest(key, tables)}; known: {', '.join(tables) or 'none'}")
+        known = (*groups, *tables)
+        raise UserError(f"--help knows no part {key!r}{nearest(key, known)}; known: {', '.join(known) or 'none'}")
     dotted = matching[0]
+    if dotted in groups:
+        heading, group = groups[dotted]
+        inside = schema_of(schema, dotted)
+        return "\n".join([heading, *(line for field in group for line in _option(inside, field, f"{dotted}.", {}))])
     table = tables[dotted]
     if not name:
         rows = [f"  {known:<22} {_summary(lookup(table, known))}" for known in table_names(table)]

@@ -1,4 +1,4 @@
-"""What flags of the papers' scripts mean, as entries of our configs (`common.config.Alias`)."""
+"""Functions that turn flags of the papers' scripts into our options (`common.config.Alias`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PARTS = ("--save-path=", "--sub-exp-dir=")
 
 
 def only(flag: str, *values: str) -> Expand:
-    """A flag that has one meaning here: these values are accepted, others are an error."""
+    """A flag without an option of ours: only `values` are accepted, and they change nothing."""
 
     def check(value: str) -> list[str]:
         if value not in values:

@@ -139,7 +139,10 @@ for _tag in ("int", "float", "bool", "null"):
 def plain(value: Any) -> Any:
     """`value` with every Text in it read by YAML's rules: `no` is False, `1e-4` a float."""
     if isinstance(value, Text):
-        return _Loader(value).get_single_data()
+        try:
+            return _Loader(value).get_single_data()
+        except (yaml.YAMLError, ValueError):
+            return str(value)
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list) else value
@@ -245,10 +248,8 @@ def _join(where: str, key: Any) -> str:
 
 def _read(schema: type, raw: Any, where: str, groups: tuple[str, ...], found: dict[tuple[str, ...], Any]) -> Any:
     """`raw` as OmegaConf checks it, every Text read as its option asks. Completed parts are put into `found`."""
-    if not isinstance(raw, Mapping):
-        raise UserError(f"key {where!r} got {raw!r}; expected a mapping of keys to values")
     types = field_types(schema)
-    if unknown := next((str(key) for key in raw if key not in types), None):
+    if unknown := next((str(key) for key in _mapping(raw, where) if key not in types), None):
         dotted = _join(where, unknown)
         raise UserError(f"unknown key {dotted!r}{nearest(unknown, types)}; known here: {', '.join(types)}")
     given = {}
@@ -257,7 +258,8 @@ def _read(schema: type, raw: Any, where: str, groups: tuple[str, ...], found: di
         if table := field.metadata.get("part"):
             found[at] = _complete(table, merge(default, raw.get(key, {})), dotted)
         elif table := field.metadata.get("parts"):
-            switched = {name: _switch(value) for name, value in merge(default, _switch(raw.get(key)) or {}).items()}
+            given_parts = merge(default, _mapping(_switch(raw.get(key)) or {}, dotted))
+            switched = {name: _switch(value) for name, value in given_parts.items()}
             found[at] = {
                 name: _complete(table, merge({"name": name}, value), f"{dotted}.{name}")
                 for name, value in switched.items()
@@ -265,11 +267,18 @@ def _read(schema: type, raw: Any, where: str, groups: tuple[str, ...], found: di
             }
         elif nested := nested_schema(schema, key):
             value = raw.get(key, None if default is None else {})
-            value = _switch(value) if type(None) in typing.get_args(types[key]) else value
-            given[key] = None if value is None else _read(nested, value, dotted, at, found)
+            optional = type(None) in typing.get_args(types[key])
+            value = _switch(value) if optional else value
+            given[key] = None if value is None and optional else _read(nested, value, dotted, at, found)
         elif key in raw:
             given[key] = _typed(raw[key], types[key])
     return given
+
+
+def _mapping(value: Any, dotted: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"key {dotted!r} got {value!r}; expected a mapping of keys to values")
+    return value
 
 
 def _switch(value: Any) -> Any:
@@ -298,10 +307,10 @@ def _typed(value: Any, hint: Any) -> Any:
 
 def _refused(schema: type, given: Any, error: OmegaConfBaseException, where: str) -> UserError:
     """OmegaConf's error in one sentence."""
-    *groups, name = str(error.full_key).partition("[")[0].split(".")
-    for group in groups:
-        schema, given = nested_schema(schema, group), given.get(group, {})
-    dotted = ".".join(filter(None, (where, *groups, name)))
+    names, dotted = re.split(r"[.\[]", str(error.full_key)), _join(where, error.full_key)
+    while len(names) > 1 and (nested := nested_schema(schema, names[0])):
+        schema, given, names = nested, given.get(names[0], {}), names[1:]
+    name = names[0]
     if isinstance(error, MissingMandatoryValue):
         help = next(field for field in dataclasses.fields(schema) if field.name == name).metadata["help"]
         flag = f"--{name.replace('_', '-')}"
@@ -334,9 +343,7 @@ def _complete(table: str, mapping: Any, dotted: str) -> Part | None:
     mapping = _switch(mapping)
     if not mapping:
         return None
-    if not isinstance(mapping, Mapping):
-        raise UserError(f"key {dotted!r} got {mapping!r}; expected a mapping of keys to values")
-    if "name" not in mapping:
+    if "name" not in _mapping(mapping, dotted):
         raise UserError(f"key {dotted!r} has no 'name'; expected one of {', '.join(table_names(table))}")
     own = {key: value for key, value in mapping.items() if key != "name"}
     config = resolve(lookup(table, mapping["name"]).Config, own, where=dotted)

@@ -276,3 +276,21 @@ def test_a_part_is_resolved_once() -> None:
     whole = parse("root=x").encoder
     assert whole.config == Small.Config(width=5) and config.build(HERE, whole).settings is whole.config
     assert config.build(HERE, {**whole, "width": 7}).settings.width == 7
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("lora.encoder=x", "key 'lora.encoder' got {'encoder': 'x'}; expected dict[str, int]"),
+        ("regularizers=3", "key 'regularizers' got 3; expected a mapping of keys to values"),
+        ("optim=null", "key 'optim' got 'null'; expected a mapping of keys to values"),
+        ("run.steps=a: [x", "key 'run.steps' got 'a: [x'; expected int"),
+        ("run.seed=1e3", "key 'run.seed' got 1000.0; expected int"),
+    ],
+)
+def test_mistakes_inside_groups_are_one_sentence(word: str, said: str) -> None:
+    from tokenizer.config import TrainConfig
+
+    with pytest.raises(UserError) as caught:
+        config.parse(TrainConfig, ["data.root=x", "run.out=y", "run.steps=1", word])
+    assert str(caught.value) == said

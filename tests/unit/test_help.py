@@ -71,3 +71,9 @@ def test_every_option_is_described() -> None:
         if not field.metadata.get("help") and not nested_schema(schema, field.name)
     ]
     assert missing == []
+
+
+def test_groups_and_parts_inside_parts_are_shown() -> None:
+    group = render(TrainConfig, {}, "", "lecam")
+    assert "adversary.lecam.decay  (float)" in group and "optim.lr" not in group
+    assert "dinov2_vitb14" in render(TrainConfig, {}, "", "regularizers.teacher")
