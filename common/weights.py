@@ -11,6 +11,7 @@ import math
 import pickle  # only the base of the unpickler below, which imports nothing
 import pickletools
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -157,6 +158,8 @@ def read(path: str | Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 content = _Archive(path, archive).load()
         elif start[:1] == b"\x80":
+            if _is_tar(path):  # torch.load would unpack it to a folder
+                raise _Refused("it is a tar archive")
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=OLD_FORMAT)
         elif start and start[:2] != b"PK":
             raise _Refused(f"it begins with {start!r}, so it is neither safetensors nor written by torch.save")
@@ -165,6 +168,14 @@ def read(path: str | Path) -> Any:
         if isinstance(content, _Inert):
             raise _Refused(f"it is an object of class {content.name}, whose state_dict() should be saved instead")
         return _plain(content, {})
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return False
+    return True
 
 
 class _Archive:

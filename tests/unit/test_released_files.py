@@ -7,6 +7,7 @@ import dataclasses
 import os
 import pickle  # only to write what must be refused
 import sys
+import tarfile
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -484,3 +485,13 @@ def test_the_writer_of_these_tests_would_have_run_it(tmp_path):
     """The trap works: Python's own reader springs it."""
     pickle.loads(pickle.dumps(Payload(f"touch {tmp_path / 'ran'}")))  # noqa: S301
     assert (tmp_path / "ran").exists()
+
+
+def test_a_tar_that_begins_like_a_pickle_is_not_unpacked(tmp_path: Path) -> None:
+    """torch.load would unpack its members before reading them."""
+    with tarfile.open(tmp_path / "x.pt", "w", format=tarfile.USTAR_FORMAT, encoding="latin1") as archive:
+        for name in ("\x80first", "storages", "tensors", "pickle"):
+            archive.addfile(tarfile.TarInfo(name))
+    assert (tmp_path / "x.pt").read_bytes()[:1] == b"\x80"
+    with pytest.raises(UserError, match="is refused: it is a tar archive"):
+        weights.read(tmp_path / "x.pt")
