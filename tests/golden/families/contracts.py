@@ -19,9 +19,10 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.discriminators.dino import DinoDiscriminator, FrozenDino
 from tokenizer.discriminators.patchgan import PatchGan
 from tokenizer.discriminators.stylegan import StyleGanDiscriminator
+from tokenizer.families import family_of
 from tokenizer.layers.vit import VitConfig
 from tokenizer.model import Tokenizer
-from tokenizer.released import RELEASED_NAMES, family, from_released, to_released, tokenizer_config
+from tokenizer.released import to_released
 
 
 def matches(fixture: Fixture) -> bool:
@@ -113,9 +114,8 @@ def _recognise(fixture: Fixture, model: nn.Module, report: Report) -> None:
     if isinstance(model, Tokenizer) and not _shown(model):
         return
     if isinstance(model, Tokenizer):
-        name = family(tensors, fixture.name)
-        report.equal("recognised as released", any(map(RELEASED_NAMES.match, tensors)), True)
-        own = tokenizer_config(from_released(tensors, name), name)
+        family = family_of(tensors, fixture.name)
+        own = family.config(family.rename(tensors))
         again: nn.Module = Tokenizer(resolve(TokenizerConfig, own, where="model"))
         # What decides the computation besides the tensors.
         report.equal("recognised image size", again.image_size, model.image_size)
