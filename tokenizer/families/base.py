@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from common.errors import UserError
+from tokenizer.quantizers.base import USAGE_WINDOW
 
 Value = TypeVar("Value")
 Prefixes = Iterable[tuple[str, str]]
 
+USAGE = "quantizer.codebook_used"
 HEAD_WIDTH = 64  # of every released transformer
 
 
@@ -76,3 +79,15 @@ def codebook(tensors: Mapping[str, Tensor], name: str, **options: Any) -> dict[s
     """The quantizer part of a config, its sizes read off the table of code vectors."""
     size, dim = tensors["quantizer.embedding.weight"].shape
     return {"name": name, "codebook_size": size, "codebook_dim": dim, **options}
+
+
+def unknown_usage(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds an empty record of used codes to tensors under our names, where a file with a codebook has none."""
+    if "quantizer.embedding.weight" not in tensors or USAGE in tensors:
+        return dict(tensors)
+    return {**tensors, USAGE: torch.full((USAGE_WINDOW,), -1.0)}
+
+
+def forget_usage(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `unknown_usage`."""
+    return {key: value for key, value in tensors.items() if key != USAGE}
