@@ -87,7 +87,8 @@ def _released(found: Found, config: Stated) -> tuple[TokenizerConfig, Callable[[
         return _with_its_layout(stated, ours(found.mapped), path), lambda: ours(found.read())
     family = family_of(found.mapped, str(path))
     try:
-        stated = _as_config(merge(family.config(family.ours(found.mapped)), config or {}))
+        shown = merge(family.config(family.ours(found.mapped)), family.stated(found.args))
+        stated = _as_config(merge(shown, config or {}))
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"{str(path)!r} looks like a {family.name} tokenizer but misses {error}; pass its config"
@@ -110,7 +111,10 @@ def _describe(config: TokenizerConfig) -> str:
     quantizer, layout = config.quantizer, config.layout
     spare = f" and {layout.redundant} redundant" if layout.redundant else ""
     tokens = f"{layout.num_tokens}{spare} tokens, " if config.encoder["name"] != "cnn" else ""
-    codes = f"{quantizer['codebook_size']} x {quantizer['codebook_dim']} codes"
+    if quantizer["name"] == "kl":
+        codes = f"{quantizer['dim']} channels without codes"
+    else:
+        codes = f"{quantizer['codebook_size']} x {quantizer['codebook_dim']} codes"
     return f"recognised a {config.encoder['name']} tokenizer, {config.image_size} pixels, {tokens}{codes}"
 
 

@@ -28,7 +28,8 @@ class Family:
     signs: keys that every released file has. own: a key that only files under our names have; "" if files of ours are
     another family's. rename: released tensors by name -> tensors under our names. config: tensors under our names ->
     the `model` part of a config. restore: the inverse of `rename`; None if no files of this kind are written.
-    fits: a further condition on a released file that has all signs.
+    fits: a further condition on a released file that has all signs. stated: the `config.json` beside a released file ->
+    what it says of the config.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Family:
     config: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     restore: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     fits: Callable[[Mapping[str, Tensor]], bool] = lambda _: True
+    stated: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _: {}
 
     def matches(self, tensors: Mapping[str, Tensor]) -> bool:
         return self.own in tensors or (all(key in tensors for key in self.signs) and self.fits(tensors))

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UserError
-from tokenizer.families import maskgit
 from tokenizer.families.base import Family, codebook, count, forget_usage, heads, swap, swap_back, unknown_usage
+from tokenizer.families.maskgit import convolutions, prefixes
 
 PREFIXES = [
     ("latent_tokens", "encoder.latent_tokens"), ("encoder.conv_out.", "quant_conv."),
@@ -26,7 +26,7 @@ LINEAR = "post_quant_conv.weight"  # a linear layer in released files, a 1x1 con
 
 
 def _prefixes(levels: int) -> list[tuple[str, str]]:
-    inside = maskgit.prefixes("up", levels, "pixel_decoder.", "decoder.cnn.")
+    inside = prefixes("up", levels, "pixel_decoder.", "decoder.cnn.")
     return [*PREFIXES, *inside, ("pixel_decoder.", "decoder.cnn.")]
 
 
@@ -59,7 +59,7 @@ def config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     two_stage = "decoder.ffn.2.weight" in tensors
     if two_stage:
         codes, dim = tensors["decoder.proxy_codes.weight"].shape
-        pixels = maskgit.convolutions(tensors, "decoder", "cnn.")
+        pixels = convolutions(tensors, "decoder", "cnn.")
         parts["decoder"]["proxy"] = {"codebook_size": codes, "codebook_dim": dim, **pixels}
     parts["encoder"]["reread"] = two_stage
     if "quantizer.embedding.weight" in tensors:
@@ -87,9 +87,12 @@ def _sizes(tensors: Mapping[str, Tensor], side: str) -> dict[str, int]:
 def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The `model` part of a config, from the `config.json` of a hub folder of 1d-tokenizer or One-D-Piece.
 
-    Keys that older files lack have the defaults of the original code: a two-stage model with codes.
+    Keys that older files lack have the defaults of the original code: a two-stage model with codes. No settings at all
+    say nothing.
     """
     settings = settings.get("config", settings)
+    if not settings:
+        return {}
     given, size = settings["model"]["vq_model"], settings["dataset"]["preprocessing"]["crop_size"]
     parts: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
@@ -119,7 +122,7 @@ def _is_one_d_piece(tensors: Mapping[str, Tensor]) -> bool:
 
 SIGNS = ("latent_tokens", "encoder.latent_token_positional_embedding", "decoder.mask_token", "decoder.ffn.0.weight")
 OWN = "encoder.transformer.0.norm1.weight"
-_family = partial(Family, signs=SIGNS, own=OWN, rename=rename, config=config, restore=restore)
+_family = partial(Family, signs=SIGNS, own=OWN, rename=rename, config=config, restore=restore, stated=stated)
 FAMILIES = (
     _family("onedpiece", "One-D-Piece", own="", fits=_is_one_d_piece),
     _family("titok", "TiTok", fits=lambda tensors: "decoder.text_guidance_proj.weight" not in tensors),
