@@ -53,11 +53,21 @@ def restore(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Two-stage models re-read their tokens and have unit-length codes; attention heads are 64 wide."""
+    """Two-stage models re-read their tokens and have unit-length codes; attention heads are 64 wide.
+
+    Raises: UserError for relatives that do not decode by themselves.
+    """
+    if "decoder.text_guidance_proj.weight" in tensors:
+        raise UserError("TA-TiTok's decoder reads CLIP features of a caption; only TiTok without text is supported")
     patch = tensors["encoder.patch_embed.weight"].shape[-1]
     parts = {side: {"name": "titok", "patch": patch, **_sizes(tensors, side)} for side in ("encoder", "decoder")}
     two_stage = "decoder.ffn.2.weight" in tensors
     if two_stage:
+        if "decoder.proxy_codes.weight" not in tensors:
+            raise UserError(
+                "this TiTok or One-D-Piece is of the first stage: it predicts codes of MaskGIT-VQGAN and has no pixel "
+                "decoder; load one of the second stage"
+            )
         codes, dim = tensors["decoder.proxy_codes.weight"].shape
         pixels = convolutions(tensors, "decoder", "cnn.")
         parts["decoder"]["proxy"] = {"codebook_size": codes, "codebook_dim": dim, **pixels}
@@ -125,5 +135,5 @@ OWN = "encoder.transformer.0.norm1.weight"
 _family = partial(Family, signs=SIGNS, own=OWN, rename=rename, config=config, restore=restore, stated=stated)
 FAMILIES = (
     _family("onedpiece", "One-D-Piece", own="", fits=_is_one_d_piece),
-    _family("titok", "TiTok", fits=lambda tensors: "decoder.text_guidance_proj.weight" not in tensors),
+    _family("titok", "TiTok"),
 )
