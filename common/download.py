@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from tqdm import tqdm
 
 from common import config
@@ -169,7 +169,7 @@ def fetch(repo_id: str, **options: Any) -> Path:
             paths = [hf_hub_download(repo_id, name, **options) for name in HUB_FILES]
         except EntryNotFoundError:
             return Path(hf_hub_download(repo_id, PLAIN_FILE, **options))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
         raise UserError(
             f"no file or folder {repo_id!r} here, and the hub does not give {' and '.join(HUB_FILES)} for it "
             f"({type(error).__name__}); expected a run, a checkpoint file, a folder or a reachable hub id"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import autoregressive
 import tokenizer as tokenizers
@@ -28,6 +29,7 @@ from evaluations import diagnose, pfid, reconstruction
 from tests import toys
 from tokenizer import train as tokenizer_training
 from tokenizer.config import TokenizerConfig, TrainConfig
+from tokenizer.families import titok
 from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.released import write_released
@@ -93,6 +95,45 @@ def test_a_file_is_recognised_and_loads_the_same_model(made: Path, name: str, ca
     title = {"maskgit": "MaskGIT-VQGAN", "onedpiece": "One-D-Piece"}.get(name, "TiTok")
     assert f"recognised {title}" in capsys.readouterr().err
     assert model.image_size == 32
+
+
+HUB_CONFIG = {
+    "experiment": {"output_dir": "x"}, "dataset": {"preprocessing": {"crop_size": 32}},
+    "model": {
+        "vq_model": {
+            "codebook_size": 32, "token_size": 6, "use_l2_norm": True, "commitment_cost": 0.5,
+            "vit_enc_model_size": "small", "vit_dec_model_size": "small", "vit_enc_patch_size": 8,
+            "vit_dec_patch_size": 8, "num_latent_tokens": 8,
+        },
+        "generator": {"image_seq_len": "${model.vq_model.num_latent_tokens}"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_hub_folder_with_the_projects_own_config(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    monkeypatch.setitem(titok.SIZES, "small", (64, 1, 1))
+    (tmp_path / "config.json").write_text(json.dumps({"config": HUB_CONFIG} if wrapped else HUB_CONFIG))
+    save_file(torch.load(made / "titok.bin", weights_only=True)["model"], tmp_path / "model.safetensors")
+    model = tokenizers.load(tmp_path)
+    assert model.config.quantizer["commit_weight"] == 0.5 and model.config.encoder["reread"]
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert torch.equal(model.encode(images), make("titok").encode(images))
+
+
+def test_a_training_run_of_1d_tokenizer_stands_for_the_average_of_its_newest_checkpoint(
+    made: Path, tmp_path: Path
+) -> None:
+    tensors = torch.load(made / "titok.bin", weights_only=True)["model"]
+    for step, name, factor in ((9000, "ema_model", 1), (50000, "ema_model", 2), (50000, "unwrapped_model", 3)):
+        folder = tmp_path / f"checkpoint-{step}" / name
+        folder.mkdir(parents=True)
+        torch.save({**tensors, "latent_tokens": factor * tensors["latent_tokens"]}, folder / "pytorch_model.bin")
+    latents = make("titok").encoder.latent_tokens
+    assert torch.equal(tokenizers.load(tmp_path).encoder.latent_tokens, 2 * latents)
+    assert torch.equal(tokenizers.load(tmp_path, "model").encoder.latent_tokens, 3 * latents)
 
 
 def test_files_that_cannot_be_decoded_say_why(made: Path, tmp_path: Path) -> None:
