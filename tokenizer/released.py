@@ -108,7 +108,7 @@ def _with_its_layout(config: TokenizerConfig, tensors: Mapping[str, Tensor], pat
 
 
 def _describe(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:
-    """Such as `83.7M numbers, 256 pixels, 128 tokens, 4096 x 12 codes`."""
+    """Such as `83.7M parameters, 256 pixels, 128 tokens, 4096 x 12 codes`."""
     quantizer, layout = config.quantizer, config.layout
     spare = f" and {layout.redundant} redundant" if layout.redundant else ""
     is_1d = getattr(lookup("tokenizer.encoders:ENCODERS", config.encoder["name"]), "tokens_1d", False)
@@ -118,7 +118,7 @@ def _describe(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:
     else:
         codes = f"{quantizer['codebook_size']} x {quantizer['codebook_dim']} codes"
     size = sum(tensor.numel() for tensor in tensors.values()) / 1e6
-    return f"{size:,.1f}M numbers, {config.image_size} pixels, {tokens}{codes}"
+    return f"{size:,.1f}M parameters, {config.image_size} pixels, {tokens}{codes}"
 
 
 def write_released(model: Tokenizer, path: str | Path) -> None:

@@ -138,8 +138,9 @@ def titok(arguments: dict[str, Any], about: dict[str, Any]) -> TokenizerConfig:
 
 def maskgit(arguments: dict[str, Any], about: dict[str, Any]) -> TokenizerConfig:
     """MaskGIT-VQGAN; without arguments, as released."""
-    part = {"name": "maskgit", "channels": arguments.get("hidden_channels", 128), "blocks": 2}
+    part = {"name": "maskgit", "channels": arguments.get("hidden_channels", 128)}
     part["multipliers"] = arguments.get("channel_mult", [1, 1, 2, 2, 4])
+    part["blocks"] = arguments.get("num_res_blocks", 2)
     width = arguments.get("z_channels", 256)
     return resolve(TokenizerConfig, {
         "image_size": about.get("reduced_dimensions", {}).get("image_size", 256), "z_channels": width,

@@ -34,6 +34,7 @@ from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.released import write_released
 
+ROOT = Path(__file__).parents[2]
 SIZES = {"name": "titok", "width": 64, "layers": 1, "heads": 1, "patch": 8}
 CNN = {"channels": 32, "multipliers": [1, 1, 1, 1], "blocks": 1}
 VQ = {"name": "vq", "codebook_size": 32, "codebook_dim": 6, "rotation": False}
@@ -213,6 +214,23 @@ def test_a_continuous_tokenizer_reconstructs_and_its_decoder_trains(made: Path, 
     post_train(made, "titok_vae", tmp_path / "post")
 
 
+@pytest.mark.parametrize("name", ["titok_SL256", "onedpiece_S256"])
+def test_the_shipped_configs_train(made: Path, tmp_path: Path, name: str) -> None:
+    small = [f"model.{side}.{key}={value}" for side in ("encoder", "decoder") for key, value in SIZES.items()]
+    settings = parse(
+        TrainConfig, TRAIN_FLAGS, "--config", ROOT / f"configs/vq/{name}.yaml", *small, "model.decoder.size=null",
+        "model.image_size=32", "model.z_channels=64", "model.layout.num_tokens=8", "model.quantizer.codebook_size=32",
+        "--data-path", made / "images", "--out", tmp_path / "run", "--iterations", 3, "--global-batch-size", 4,
+        "--mixed-precision", "none", "--device", "cpu", "--log-every", 1, "--num-workers", 0, "losses.perceptual=null",
+        "losses.logits=null", "adversary.start=1",
+    )  # fmt: skip
+    tokenizer_training.run(settings)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {"train/loss_recon", "train/loss_vq", "train/loss_commit", "train/logits_real"} <= set().union(*lines)
+    model = tokenizers.load(tmp_path / "run")
+    assert model.config.encoder["reread"] == (name == "onedpiece_S256") == ("nested_dropout" in settings.regularizers)
+
+
 def test_rar_trains_on_lines_of_maskgit_codes_and_samples(made: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 32, (6, 16))
     lines = [json.dumps({"class_id": index % 3, "tokens": row.tolist()}) for index, row in enumerate(rows)]
@@ -222,9 +240,8 @@ def test_rar_trains_on_lines_of_maskgit_codes_and_samples(made: Path, tmp_path: 
         {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
          "image_seq_len": 16, "condition_num_classes": 3}.items()
     ]  # fmt: skip
-    published = Path(__file__).parents[2] / "configs/generator/rar_maskgit.yaml"
-    common = [f"config={published}", *sizes, "model.vq_model.codebook_size=32", f"model.vq_ckpt={made / 'maskgit.bin'}"]
-    common = [word.replace("config=", "--config=") if word.startswith("config=") else word for word in common]
+    published = ["--config", ROOT / "configs/generator/rar_maskgit.yaml"]
+    common = [*published, *sizes, "model.vq_model.codebook_size=32", f"model.vq_ckpt={made / 'maskgit.bin'}"]
     generator_training.run(parse(
         GeneratorTrainConfig, GENERATOR_FLAGS, *common, f"experiment.output_dir={tmp_path / 'rar'}", "--image-size", 32,
         f"dataset.params.pretokenization={tmp_path / 'maskgitvq.jsonl'}", "--iterations", 2, "--global-batch-size", 4,

@@ -134,6 +134,6 @@ SIGNS = ("latent_tokens", "encoder.latent_token_positional_embedding", "decoder.
 OWN = "encoder.transformer.0.norm1.weight"
 _family = partial(Family, signs=SIGNS, own=OWN, rename=rename, config=config, restore=restore, stated=stated)
 FAMILIES = (
-    _family("onedpiece", "One-D-Piece", own="", fits=_is_one_d_piece),
+    _family("onedpiece", "One-D-Piece (TiTok's two-stage network with 256 tokens)", own="", fits=_is_one_d_piece),
     _family("titok", "TiTok"),
 )
