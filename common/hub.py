@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from common.weights import open_weights
 
 __all__ = ["Found", "HubModel", "find", "model_part", "write_folder"]
 
+STEP = re.compile(r"checkpoint-(\d+)")
 CARD = """---
 library_name: image-token-lab
 tags:
@@ -55,15 +57,26 @@ def find(path: str | Path, order: Sequence[str], known: Callable[[Mapping[str, T
 
     Raises: UserError when there is nothing to load, or it is damaged.
     """
-    found = resolve_folder(path)
+    found = _accelerate_run(Path(path), order) or resolve_folder(path)
     beside = found.suffix == ".safetensors" and found.stem in order and found.with_name("config.json").is_file()
     folder = found.parent if beside else found
-    config = read_config(folder).get("model") if folder.is_dir() else None
-    if isinstance(config, dict):
+    stored = read_config(folder) if folder.is_dir() else {}
+    config = stored.get("model")
+    if isinstance(config, dict) and "vq_model" not in config:  # not of 1d-tokenizer
         name = found.stem if beside else next((name for name in order if has_weights(folder, name)), order[0])
         return Found(folder, partial(read_weights, folder, name), config)
     file = open_weights(folder / "model.safetensors" if found.is_dir() else found, order, known)
-    return Found(file.path, file.tensors, None, file.mapped, file.part, file.args)
+    return Found(file.path, file.tensors, None, file.mapped, file.part, file.args or stored)
+
+
+def _accelerate_run(path: Path, order: Sequence[str]) -> Path | None:
+    """The weights in the newest checkpoint of a run of 1d-tokenizer's trainers, or None."""
+    steps = {int(found[1]): folder for folder in path.glob("checkpoint-*") if (found := STEP.fullmatch(folder.name))}
+    for name in order if steps else ():
+        file = steps[max(steps)] / {"ema": "ema_model"}.get(name, "unwrapped_model") / "pytorch_model.bin"
+        if file.is_file():
+            return file
+    return None
 
 
 def model_part(config: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:

@@ -87,13 +87,14 @@ def _released(found: Found, config: Stated) -> tuple[TokenizerConfig, Callable[[
         return _with_its_layout(stated, ours(found.mapped), path), lambda: ours(found.read())
     family = family_of(found.mapped, str(path))
     try:
-        stated = _as_config(merge(family.config(family.ours(found.mapped)), config or {}))
+        shown = merge(family.config(family.ours(found.mapped)), family.stated(found.args))
+        stated = _as_config(merge(shown, config or {}))
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"{str(path)!r} looks like a {family.name} tokenizer but misses {error}; pass its config"
         ) from error
     where = f" (its {found.part!r})" if found.part else ""
-    print(f"{path}{where}: {_describe(stated)}", file=sys.stderr)
+    print(f"{path}{where}: recognised {family.title}, {_describe(stated, found.mapped)}", file=sys.stderr)
     return stated, lambda: family.ours(found.read())
 
 
@@ -106,12 +107,18 @@ def _with_its_layout(config: TokenizerConfig, tensors: Mapping[str, Tensor], pat
     return dataclasses.replace(config, layout=dataclasses.replace(config.layout, redundant=stored))
 
 
-def _describe(config: TokenizerConfig) -> str:
+def _describe(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:
+    """Such as `83.7M parameters, 256 pixels, 128 tokens, 4096 x 12 codes`."""
     quantizer, layout = config.quantizer, config.layout
     spare = f" and {layout.redundant} redundant" if layout.redundant else ""
-    tokens = f"{layout.num_tokens}{spare} tokens, " if config.encoder["name"] != "cnn" else ""
-    codes = f"{quantizer['codebook_size']} x {quantizer['codebook_dim']} codes"
-    return f"recognised a {config.encoder['name']} tokenizer, {config.image_size} pixels, {tokens}{codes}"
+    is_1d = getattr(lookup("tokenizer.encoders:ENCODERS", config.encoder["name"]), "tokens_1d", False)
+    tokens = f"{layout.num_tokens}{spare} tokens, " if is_1d or config.encoder["name"] == "dino_vit" else ""
+    if quantizer["name"] == "kl":
+        codes = f"{quantizer['dim']} channels without codes"
+    else:
+        codes = f"{quantizer['codebook_size']} x {quantizer['codebook_dim']} codes"
+    size = sum(tensor.numel() for tensor in tensors.values()) / 1e6
+    return f"{size:,.1f}M parameters, {config.image_size} pixels, {tokens}{codes}"
 
 
 def write_released(model: Tokenizer, path: str | Path) -> None:

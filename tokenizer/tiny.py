@@ -34,7 +34,8 @@ def init_fan_in(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, Attention):
             nn.init.normal_(layer.in_proj_weight, std=layer.in_proj_weight.shape[1] ** -0.5)
     for layer in module.modules():

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from common.errors import UserError
-from tokenizer.families import hybrid, llamagen, robustok
+from tokenizer.families import hybrid, llamagen, maskgit, robustok, titok
 from tokenizer.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (*hybrid.FAMILIES, robustok.FAMILY, llamagen.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    *hybrid.FAMILIES, robustok.FAMILY, *titok.FAMILIES, maskgit.FAMILY, llamagen.FAMILY,
+)  # fmt: skip
 BY_NAME = {family.name: family for family in FAMILIES}
 
 
