@@ -115,8 +115,8 @@ class QFormerDecoder(nn.Module):
             if not 1 <= num_tokens <= there:
                 raise UserError(f"num_tokens={num_tokens} but there are {there} tokens; expected 1..{there}")
             return num_tokens, None
-        keep = int(num_tokens.max())
-        return keep, torch.arange(keep, device=tokens.device)[None] >= num_tokens[:, None]
+        # All tokens are kept: reading the largest number would wait for the device.
+        return there, torch.arange(there, device=tokens.device)[None] >= num_tokens[:, None]
 
 
 class Hybrid1dDecoder(nn.Module):
