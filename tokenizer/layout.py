@@ -48,5 +48,5 @@ class Layout:
             if not 1 <= num_tokens <= there:
                 raise UserError(f"num_tokens={num_tokens} but there are {there} tokens; expected 1..{there}")
             return num_tokens, None
-        keep = int(num_tokens.max())
-        return keep, num_tokens.new_ones(keep).cumsum(0)[None] > num_tokens[:, None]
+        # All tokens are kept: reading the largest number would wait for the device.
+        return there, num_tokens.new_ones(there).cumsum(0)[None] > num_tokens[:, None]
