@@ -41,6 +41,7 @@ JOBS = {
     "model_card.sh": "evaluations.model_card",
     "benchmark.sh": "benchmarks.run",
     "quickstart.sh": "studies.quickstart",
+    "demo.sh": "studies.demo",
     "test.sh": "pytest",
 }
 VARIABLES = (
