@@ -32,6 +32,7 @@ from autoregressive.guidance import Guidance
 from autoregressive.sample import ImageSampler
 from common import config, dist
 from common.config import MISSING, opt
+from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
@@ -74,7 +75,7 @@ def run(options: DrawingsConfig) -> dict[str, Any]:
         )  # fmt: skip
         sampler = ImageSampler.load(settings, world.device)
         size = sampler.tokenizer.image_size
-        train, held_out = ImageFolder(options.train_path, size), ImageFolder(options.val_path, size)
+        train, held_out = open_images(options.train_path, size), open_images(options.val_path, size)
         if train.classes != held_out.classes:
             raise UserError(f"{options.val_path!r} and {options.train_path!r} must have the same classes")
         path, question = Path(options.out, "results.json"), _question(options, train, held_out)
@@ -97,7 +98,8 @@ def _question(options: DrawingsConfig, train: ImageFolder, held_out: ImageFolder
     checkpoints = {
         "gpt_ckpt": record.checkpoint(options.gpt_ckpt, "model"), "vq_ckpt": record.checkpoint(options.vq_ckpt, "ema"),
     }  # fmt: skip
-    return {"job": "drawings", **asked, **checkpoints, "files": record.files_key(train.paths + held_out.paths)}
+    files = train.files(len(train)) + held_out.files(len(held_out))
+    return {"job": "drawings", **asked, **checkpoints, "files": record.files_key(files)}
 
 
 def read(folder: ImageFolder) -> Tensor:
