@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -128,7 +129,11 @@ def finish(
         "gpt_steps": options.gpt_steps, "frechet": options.frechet, "left_out": images.left_out,
         "flags": record.few_images(len(folder)), "git_commit": record.git_commit(),
     }  # fmt: skip
-    table = bench_table.collect(told, {subject.name: subject.checkpoint["path"] for subject in subjects}, out, about)
+    tokenizers = {
+        subject.name: {"path": subject.checkpoint["path"], "bits_per_code": math.log2(subject.codebook_size)}
+        for subject in subjects
+    }  # fmt: skip
+    table = bench_table.collect(told, tokenizers, out, about)
     record.write_json(out / "bench.json", table)
     text = bench_table.text(table)
     record.write_text(out / "bench.md", text)

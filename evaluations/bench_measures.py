@@ -191,11 +191,11 @@ class Images:
 
 
 def cost(images: Images, subject: Subject, k: int, out: Path) -> Figures:
-    """Parameters, FLOPs of one image, images a second in batches, and bits."""
+    """Parameters, FLOPs of one image, images a second in batches."""
     model, size = images.tokenizer(subject), subject.image_size
     batch = torch.zeros(images.options.batch_size, 3, size, size, device=images.device)
     codes = model.encode(batch)[:, :k]
-    found = {"bits": k * float(np.log2(subject.codebook_size)), "parameters": subject.parameters}
+    found: dict[str, float] = {"parameters": subject.parameters}
     for name, work, given in (("encode", model.encode, batch), ("decode", model.decode, codes)):
         with FlopCounterMode(display=False) as counter:
             work(given[:1])

@@ -48,7 +48,7 @@ def levels(rows: Sequence[Row]) -> list[str]:
     """The headings of the levels of equal bits."""
     found: dict[int, list[float]] = {}
     for row in rows:
-        found.setdefault(row["level"], []).append(row["figures"].get("bits", {"value": math.nan})["value"])
+        found.setdefault(row["level"], []).append(row["figures"]["bits"]["value"])
     ends = [(min(bits), max(bits)) for _, bits in sorted(found.items())]
     return [f"{low:,.0f} bits" if low == high else f"{low:,.0f} to {high:,.0f} bits" for low, high in ends]
 

@@ -74,11 +74,12 @@ def column(name: str) -> Column | None:
 
 
 def collect(
-    told: Mapping[str, Sequence[tuple[dict[str, Any], Path, dict[str, Any]]]], paths: Mapping[str, str], out: Path,
-    about: Mapping[str, Any],
+    told: Mapping[str, Sequence[tuple[dict[str, Any], Path, dict[str, Any]]]],
+    tokenizers: Mapping[str, Mapping[str, Any]], out: Path, about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """`{about, columns, rows}` from the (question, file, record) of every tokenizer's measurements.
 
+    tokenizers: name -> `path` and `bits_per_code`. out: the folder that links to records are relative to.
     A row is a tokenizer at a token count. `figures` maps a column to its value, its interval or None, and `verdict`:
     "best" of the rows at equal bits, "equal" when the interval of the difference to the best holds zero, "worse", or
     None where there is no interval or nothing to compare with.
@@ -88,8 +89,8 @@ def collect(
         whole = next(((path, found) for q, path, found in units if q["group"] == "codes"), None)
         for k in sorted({question["num_tokens"] for question, _, _ in units if question["group"] != "codes"}):
             parts = [(path, found) for q, path, found in units if q["num_tokens"] == k and q["group"] != "codes"]
-            row: dict[str, Any] = {"tokenizer": name, "path": paths[name], "num_tokens": k}
-            row |= {"figures": {}, "records": {}}
+            row: dict[str, Any] = {"tokenizer": name, "path": tokenizers[name]["path"], "num_tokens": k}
+            row |= {"figures": {"bits": {"value": k * tokenizers[name]["bits_per_code"]}}, "records": {}}
             for path, found in [*parts, *([whole] if whole else [])]:
                 group = found["question"]["group"]
                 row["records"][group] = os.path.relpath(path, out)
@@ -109,11 +110,11 @@ def collect(
 
 
 def _level(rows: list[dict[str, Any]]) -> None:
-    """Number the levels of equal bits from the lowest, from 0; all rows are one level when bits were not measured."""
+    """Number the levels of equal bits from the lowest, from 0."""
     level, before = -1, 0.0
-    for row in sorted(rows, key=lambda row: row["figures"].get("bits", {"value": 0})["value"]):
-        bits = row["figures"].get("bits", {"value": 0})["value"]
-        level += level < 0 or bits > before * EQUAL_BITS
+    for row in sorted(rows, key=lambda row: row["figures"]["bits"]["value"]):
+        bits = row["figures"]["bits"]["value"]
+        level += bits > before * EQUAL_BITS
         row["level"], before = level, bits
 
 

@@ -31,9 +31,11 @@ def load_timm(name: str, weights: str | None, otherwise: str, **options: Any) ->
         return timm.create_model(name, pretrained=not on_meta(), **{"num_classes": 0, **local, **options})
     except Exception as error:  # timm and the hub raise many types for a missing file
         where = repr(weights) if weights else "timm's cache"
+        known = timm.get_pretrained_cfg(name)
+        repository = known.hf_hub_id if known else f"timm/{name}"  # one file can serve several names
         raise UserError(
             f"the weights of {name!r} cannot be read from {where} ({type(error).__name__}); "
-            f"get them with 'hf download timm/{name}', or {otherwise}"
+            f"get them with 'hf download {repository}', or {otherwise}"
         ) from error
 
 

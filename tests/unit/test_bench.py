@@ -1,4 +1,4 @@
-"""The bench: each question measured once, by any number of workers, to the same table; verdicts at equal bits; the page."""
+"""The bench: each question is measured once, by any number of workers; verdicts at equal bits; the page."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from evaluations.metrics import features, mmd
 from evaluations.metrics.bootstrap import frechet_replicates, interval, mean_replicates, resamples
-from evaluations.metrics.frechet import fit, frechet_distance
+from evaluations.metrics.frechet import Moments, fit, frechet_distance
 from evaluations.metrics.precision_recall import precision_recall
 
 
@@ -89,6 +89,24 @@ def test_kernel_sums_depend_on_neither_blocks_nor_order(block: int, order: list[
     ones = np.ones((1, 17)), np.ones((1, 11))
     whole = mmd.kernel_sums(x, y, mmd._polynomial, *ones)
     np.testing.assert_allclose(mmd.kernel_sums(x[order], y, mmd._polynomial, *ones, block=block), whole, rtol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(width=st.sampled_from([4, 12, 90]), ranks=st.integers(1, 4), batch=st.integers(1, 9), seed=st.integers(0, 9))
+def test_moments_depend_on_neither_batches_order_nor_ranks(width: int, ranks: int, batch: int, seed: int) -> None:
+    """With fewer images than features, with more, and with more only after merging."""
+    x, y = pair(40, 40, width)
+    shuffled = x[np.random.default_rng(seed).permutation(40)]
+    shares = [Moments() for _ in range(ranks)]
+    for rank, share in enumerate(shares):
+        own = shuffled[rank::ranks]
+        for start in range(0, len(own), batch):
+            share.update(own[start : start + batch])
+    merged = Moments()
+    for share in shares:
+        merged.merge(share)
+    assert merged.count == 40
+    assert frechet_distance(merged.gaussian(), fit(y)) == pytest.approx(frechet_distance(fit(x), fit(y)), rel=1e-8)
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
