@@ -101,8 +101,8 @@ def write_png(path: str | Path, pixels: np.ndarray) -> None:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop: halve with BOX while the short side >= 2*size, BICUBIC to the size, crop the middle."""
-    image = _resize_short_side(image, size)
+    """ADM's centre crop: the short side resized to `size`, then the middle."""
+    image = resize_short_side(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
@@ -110,13 +110,14 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_fraction: float = 0.8) -> Image.Image:
     """ADM's random crop: the short side drawn uniformly from [size, ceil(size/min_fraction)], then a random square."""
     short = int(rng.integers(size, int(np.ceil(size / min_fraction)) + 1))
-    image = _resize_short_side(image, short)
+    image = resize_short_side(image, short)
     left = int(rng.integers(0, image.width - size + 1))
     top = int(rng.integers(0, image.height - size + 1))
     return image.crop((left, top, left + size, top + size))
 
 
-def _resize_short_side(image: Image.Image, short: int) -> Image.Image:
+def resize_short_side(image: Image.Image, short: int) -> Image.Image:
+    """ADM's resizing: halve with BOX while the short side >= 2*short, then BICUBIC."""
     while min(image.size) >= 2 * short:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = short / min(image.size)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from common.errors import UserError
 
 __all__ = [
-    "MetaAutocast", "attention_kernel", "autocast", "derive_seed", "numpy_generator", "step_generator",
+    "MetaAutocast", "autocast", "derive_seed", "numpy_generator", "step_generator",
     "torch_generator",
 ]  # fmt: skip
 
@@ -83,19 +83,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     if device.type == "meta":
         return MetaAutocast(precision == "bf16")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def attention_kernel(precision: str, device: torch.device) -> str:
-    """The kernel that attention without a mask uses: flash, memory-efficient or math on CUDA, else the device's own."""
-    if device.type != "cuda":
-        return f"torch's {device.type} kernel"
-    from torch.backends import cuda
-
-    row = torch.empty(1, 1, 64, 64, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    params = cuda.SDPAParams(row, row, row, None, 0.0, False, False)
-    if cuda.can_use_flash_attention(params):
-        return "flash"
-    return "memory-efficient" if cuda.can_use_efficient_attention(params) else "math"
 
 
 def derive_seed(seed: int, *stream: int | str) -> int:

@@ -226,7 +226,8 @@ class GPT(nn.Module, HubModel):
         if self.positional_embedding is not None:
             return None
         if self._table.device != device:
-            self._table = self._table.to(device)
+            with torch.inference_mode(False):  # the next call may need it for a backward pass
+                self._table = self._table.to(device)
         return self._table[start:stop]
 
     def _head(self, x: Tensor, condition: Tensor | None) -> Tensor:

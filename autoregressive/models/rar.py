@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoregressive.layers import KVCache, modulate
+from common.attention import attention
 from common.config import opt
 from common.errors import UserError
 from common.hub import HubModel
@@ -33,7 +34,7 @@ SPARE_POSITIONS, SPARE_STEPS = 1024, 100
 class RAR(nn.Module, HubModel):
     """Decoder-only transformer over [start, class, code, code, ...] in any order of the codes.
 
-    Source: RAR (arXiv 2411.00776), as RobusTok uses it; spec robustok 5.1.
+    Source: RAR (arXiv 2411.00776), as RobusTok (arXiv 2509.12474) uses it.
     """
 
     hub_kind = "generator"
@@ -210,7 +211,7 @@ class _Attention(nn.Module):
             mixed = cache.attend(layer, place, query, key, value)
         else:
             dropout = self.dropout if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+            mixed = attention(query, key, value, causal=True, dropout=dropout)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 

@@ -413,11 +413,6 @@ def test_compiled_models_sample_the_same_images(made: Path, tmp_path: Path) -> N
         sample.run(sample_config(made, tmp_path / "plain", "--compile"))
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_weights_of_eight_bits_sample(made: Path, tmp_path: Path, precision: str) -> None:
-    assert read_npz(sample.run(sample_config(made, tmp_path, "--precision", precision))).shape == (7, 32, 32, 3)
-
-
 def test_chosen_classes_get_a_folder_each(made: Path, tmp_path: Path) -> None:
     sample.run(sample_config(made, tmp_path / "out", "--class-idx", "2,0", "--qual-num", 5, "--precision", "fp16"))
     names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
