@@ -5,6 +5,8 @@ from tokenizer.encoders.dino_vit import DinoVitEncoder
 from tokenizer.encoders.hybrid_1d import Hybrid1dEncoder
 from tokenizer.encoders.hybrid_2d import Hybrid2dEncoder
 from tokenizer.encoders.magvit2 import Magvit2Encoder
+from tokenizer.encoders.maskgit import MaskgitEncoder
+from tokenizer.encoders.titok import TitokEncoder
 
 ENCODERS = {
     "cnn": CnnEncoder,
@@ -12,4 +14,6 @@ ENCODERS = {
     "hybrid_2d": Hybrid2dEncoder,
     "dino_vit": DinoVitEncoder,
     "magvit2": Magvit2Encoder,
+    "titok": TitokEncoder,
+    "maskgit": MaskgitEncoder,
 }

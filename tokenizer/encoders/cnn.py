@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class CnnEncoder(nn.Module):
     tokens_1d, any_size, groups = False, True, 1
     blocks_per_level = 2
     norm: Callable[[int], nn.Module] = GroupNorm
+    res_block: type[ResBlock] = ResBlock
     downsample: Callable[[int], nn.Module] = Downsample
     bias, kernel_out = True, 3
     """bias: of `conv_in` and of the residual blocks."""
@@ -48,11 +50,11 @@ class CnnEncoder(nn.Module):
             raise UserError(f"image_size={image_size}; this tokenizer takes multiples of {config.stride} pixels")
         width, blocks = config.channels, config.blocks or self.blocks_per_level
         self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1, bias=self.bias)
-        self.conv_blocks = nn.ModuleList()
+        self.conv_blocks, block = nn.ModuleList(), partial(self.res_block, norm=self.norm, bias=self.bias)
         for level, multiplier in enumerate(config.multipliers, start=1):
             last = level == len(config.multipliers)
             out = config.channels * multiplier
-            self.conv_blocks.append(conv_level(width, out, blocks, config.attention and last, self.norm, self.bias))
+            self.conv_blocks.append(conv_level(width, out, blocks, config.attention and last, block))
             width = out
             if not last:
                 self.conv_blocks[-1].downsample = self.downsample(width)
@@ -76,13 +78,13 @@ class CnnEncoder(nn.Module):
 
 
 def conv_level(
-    width: int, out: int, blocks: int, attention: bool, norm: Callable[[int], nn.Module], bias: bool = True
+    width: int, out: int, blocks: int, attention: bool, block: Callable[[int, int], nn.Module] = ResBlock
 ) -> nn.Module:
     """The residual blocks of one resolution, each followed by self-attention if `attention`."""
     level = nn.Module()
     level.res, level.attn = nn.ModuleList(), nn.ModuleList()
     for _ in range(blocks):
-        level.res.append(ResBlock(width, out, norm, bias))
+        level.res.append(block(width, out))
         width = out
         if attention:
             level.attn.append(AttnBlock(width))

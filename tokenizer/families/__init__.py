@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from common.errors import UserError
-from tokenizer.families import hybrid, llamagen, robustok
+from tokenizer.families import hybrid, llamagen, magvit2, maskgit, robustok, taming, titok, var, xqgan
 from tokenizer.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (*hybrid.FAMILIES, robustok.FAMILY, llamagen.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    *hybrid.FAMILIES, xqgan.FAMILY, robustok.FAMILY, *titok.FAMILIES, maskgit.FAMILY, magvit2.FAMILY, var.FAMILY,
+    *taming.FAMILIES, llamagen.FAMILY,
+)  # fmt: skip
 BY_NAME = {family.name: family for family in FAMILIES}
 
 

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from common.errors import UserError
+from tokenizer.quantizers.base import USAGE_WINDOW
 
 Value = TypeVar("Value")
 Prefixes = Iterable[tuple[str, str]]
 
+USAGE = "quantizer.codebook_used"
 HEAD_WIDTH = 64  # of every released transformer
 
 
@@ -25,7 +28,8 @@ class Family:
     signs: keys that every released file has. own: a key that only files under our names have; "" if files of ours are
     another family's. rename: released tensors by name -> tensors under our names. config: tensors under our names ->
     the `model` part of a config. restore: the inverse of `rename`; None if no files of this kind are written.
-    fits: a further condition on a released file that has all signs.
+    fits: a further condition on a released file that has all signs. stated: the `config.json` beside a released file ->
+    what it says of the config.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Family:
     config: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     restore: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     fits: Callable[[Mapping[str, Tensor]], bool] = lambda _: True
+    stated: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _: {}
 
     def matches(self, tensors: Mapping[str, Tensor]) -> bool:
         return self.own in tensors or (all(key in tensors for key in self.signs) and self.fits(tensors))
@@ -76,3 +81,20 @@ def codebook(tensors: Mapping[str, Tensor], name: str, **options: Any) -> dict[s
     """The quantizer part of a config, its sizes read off the table of code vectors."""
     size, dim = tensors["quantizer.embedding.weight"].shape
     return {"name": name, "codebook_size": size, "codebook_dim": dim, **options}
+
+
+def unknown_usage(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds an empty record of used codes to tensors under our names, where a file with a codebook has none."""
+    if "quantizer.embedding.weight" not in tensors or USAGE in tensors:
+        return dict(tensors)
+    return {**tensors, **no_usage()}
+
+
+def no_usage(prefix: str = "quantizer.") -> dict[str, Tensor]:
+    """An empty record of used codes for the quantizer at `prefix`."""
+    return {f"{prefix}codebook_used": torch.full((USAGE_WINDOW,), -1.0)}
+
+
+def forget_usage(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `unknown_usage`."""
+    return {key: value for key, value in tensors.items() if key != USAGE}

@@ -199,7 +199,7 @@ class BinaryMultiScaleQuantizer(ResidualScales, LookupFreeQuantizer):
 
     @staticmethod
     def having(rest: Tensor, here: Tensor) -> Tensor:
-        """The images that have the scale. (XQ-GAN indexes with zeros and ones, so it sees the first two images only.)"""
+        """The images that have the scale. (XQ-GAN indexes with zeros and ones: it sees the first two images only.)"""
         return rest[here.bool()]
 
 

@@ -19,8 +19,8 @@ from tokenizer.quantizers.perturbation import Perturbation, perturb
 class VectorQuantizer(CodeQuantizer):
     """Nearest code by squared distance, computed in fp32 under autocast, too.
 
-    Losses: vq = codebook_weight * mean (q - sg z)^2, commit = beta * mean (sg q - z)^2, entropy = weight * (mean entropy of a
-    position's code distribution - entropy of the mean distribution), softmax of -distance/0.01.
+    Losses: vq = codebook_weight * mean (q - sg z)^2, commit = beta * mean (sg q - z)^2, entropy = weight * (mean
+    entropy of a position's code distribution - entropy of the mean distribution), softmax of -distance/0.01.
     Source: VQ-VAE; LlamaGen (l2 codebook); rotation trick (Fifty et al. 2024).
     """
 
