@@ -24,9 +24,11 @@ SMALL = {
     "lfq": {"codebook_size": 32},
     "kl": {"dim": 4, "weight": 0.1},
     "multi_scale": {"codebook_size": 32, "codebook_dim": 4, "scales": [1, 2, 3], "smoothers": 2},
+    "binary_multi_scale": {"codebook_size": 16, "scales": [1, 2, 3], "smoothers": 2},
+    "ibq": {"codebook_size": 32, "codebook_dim": 4, "l2_norm": True},  # else no vector need be its own nearest code
     "product": {"groups": 2, "part": {"name": "vq", "codebook_size": 32, "codebook_dim": 4}},
 }
-SEVERAL = ("multi_scale", "product")  # codes a position
+SEVERAL = ("multi_scale", "binary_multi_scale", "product")  # codes a position
 WITH_CODES = [name for name, part in QUANTIZERS.items() if part is not DiagonalGaussian]
 WITH_A_CODE_A_POSITION = [name for name in WITH_CODES if name not in SEVERAL]
 

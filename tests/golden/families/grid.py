@@ -99,11 +99,11 @@ BUILDERS = {
 def _builder(given: dict[str, Any]) -> Any:
     if "ddconfig" in given:
         return _seed_voken
-    if "product_quant" in given:
-        return _xqgan
+    if "encoder_model" in given:
+        return _xqgan if given.get("product_quant", 1) > 1 else None
     if "share_quant_resi" in given or "v_patch_nums" in given:
         return _var
-    return _gear if "codebook_show_usage" in given else None
+    return _gear if given.get("codebook_show_usage") is False else None
 
 
 def matches(fixture: Fixture) -> bool:
