@@ -251,8 +251,8 @@ def test_rar_trains_on_lines_of_maskgit_codes_and_samples(made: Path, tmp_path: 
     common = [*published, "model.vq_model.codebook_size=32", f"model.vq_ckpt={made / 'maskgit.bin'}"]
     generator_training.run(parse(
         GeneratorTrainConfig, GENERATOR_FLAGS, *common, *sizes, f"experiment.output_dir={tmp_path / 'rar'}",
-        "--image-size", 32, f"dataset.params.pretokenization={tmp_path / 'maskgitvq.jsonl'}", "--iterations", 2, "--global-batch-size", 4,
-        "--device", "cpu", "--mixed-precision", "none",
+        "--image-size", 32, f"dataset.params.pretokenization={tmp_path / 'maskgitvq.jsonl'}",
+        "--iterations", 2, "--global-batch-size", 4, "--device", "cpu", "--mixed-precision", "none",
     ))  # fmt: skip
     assert autoregressive.load(newest(tmp_path / "rar")).num_classes == 3
     torch.manual_seed(0)
