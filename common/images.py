@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from common.errors import UserError
@@ -67,7 +68,8 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"image {str(path)!r} does not exist; it was listed when the job started") from error
     except Exception as error:  # Pillow's decoders raise nearly every kind of exception for damaged files
-        reason = str(error) or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"it is not {', '.join(FORMATS)}" if unknown else str(error) or type(error).__name__
         raise UserError(f"image {str(path)!r} cannot be read ({reason}); replace or remove this file") from error
 
 
@@ -79,6 +81,16 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # Pillow's EXIF parser raises struct, index and syntax errors
         return image
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def load_images(paths: Iterable[str | Path], size: int) -> Tensor:
+    """Centre crops of image files, float (B,3,size,size) in [-1,1]. Raises: UserError, as `read_image`."""
+    return from_pixels(torch.from_numpy(np.stack([np.asarray(center_crop(read_image(path), size)) for path in paths])))
+
+
+def save_images(images: Tensor, path: str | Path) -> None:
+    """Float images (B,3,H,W) in [-1,1] -> one PNG, side by side."""
+    write_png(path, np.concatenate(list(to_pixels(images)), axis=1))
 
 
 def write_png(path: str | Path, pixels: np.ndarray) -> None:

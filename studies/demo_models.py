@@ -20,13 +20,12 @@ from autoregressive.generate import check_num_tokens, generate
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT
 from autoregressive.released import class_names, load_compatible
-from common import dist
-from common.checkpoint import read_config, resolve_folder
+from common import dist, records
+from common.checkpoint import fingerprint, read_config, resolve_folder
 from common.classes import list_folder
 from common.config import opt
 from common.errors import UserError
 from common.images import center_crop, from_pixels, read_image, to_pixels
-from evaluations import model_card, record
 from evaluations.harness import spread
 from studies.photos import PHOTOS, photo_path
 from tokenizer.model import Tokenizer
@@ -195,16 +194,13 @@ def psnr(image: np.ndarray, other: np.ndarray) -> float:
 
 def _facts(tokenizer: Tokenizer, generator: GPT | None, vq: str, gpt: str | None, results: Path) -> str:
     """Markdown: the models, and the figures of every record below `results` that was made with their weights."""
-    used = {record.checkpoint(path, "model")["weights_sha256"] for path in (vq, gpt) if path}
+    used = {fingerprint(resolve_folder(path)) for path in (vq, gpt) if path}
     lines = ["| model | checkpoint | parameters |", "|-|-|-|"]
     for name, model, path in (("tokenizer", tokenizer, vq), ("generator", generator, gpt)):
         if model is not None:
             lines.append(f"| {name} | `{path}` | {sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M |")
     side = tokenizer.image_size
     lines.append(f"\n{side} x {side} pixels, {tokenizer.num_tokens} tokens, codebook of {tokenizer.codebook_size:,}.")
-    found = [
-        each for each in (model_card.find(results) if results.is_dir() else [])
-        if any(about["weights_sha256"] in used for about in each["protocol"]["checkpoints"].values())
-    ]  # fmt: skip
-    told = model_card.render(found).partition("\n\n")[2].partition("\n\n")[2] if found else ""
-    return "\n".join(lines) + "\n\n" + (told or f"There is no result record of these weights below `{results}`.")
+    found = records.find(results, used)
+    told = records.render(found) if found else f"There is no result record of these weights below `{results}`."
+    return "\n".join(lines) + "\n\n" + told

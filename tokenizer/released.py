@@ -47,6 +47,7 @@ def load_tokenizer(
     with unfilled():
         model = Tokenizer(stated)
     load_into(model, read(), str(path), assign=True)
+    model.source = str(path)
     return model.eval().requires_grad_(False).to(device)
 
 
