@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,16 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # Pillow's EXIF parser raises struct, index and syntax errors
         return image
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def load_images(paths: Iterable[str | Path], size: int) -> Tensor:
+    """Centre crops of image files, float (B,3,size,size) in [-1,1]. Raises: UserError, as `read_image`."""
+    return from_pixels(torch.from_numpy(np.stack([np.asarray(center_crop(read_image(path), size)) for path in paths])))
+
+
+def save_images(images: Tensor, path: str | Path) -> None:
+    """Float images (B,3,H,W) in [-1,1] -> one PNG, side by side."""
+    write_png(path, np.concatenate(list(to_pixels(images)), axis=1))
 
 
 def write_png(path: str | Path, pixels: np.ndarray) -> None:
