@@ -108,8 +108,8 @@ def plots(table: Mapping[str, Any]) -> list[tuple[str, str, str]]:
          _axis(f"samples_{main}"), "nats an image, held out", column(f"samples_{main}").title),
     ]  # fmt: skip
     made = [(asked, told, _scatter(rows, look, x, y, names)) for asked, told, x, y, *names in given]
-    made.insert(1, ("What does each token add?", "10 log10(4 / mean squared error) of images decoded from the first tokens.",
-                    _gains(rows, look)))  # fmt: skip
+    told = "10 log10(4 / mean squared error) of images decoded from the first tokens."
+    made.insert(1, ("What does each token add?", told, _gains(rows, look)))
     return [(asked, told, figure_uri(figure)) for asked, told, figure in made if figure]
 
 
