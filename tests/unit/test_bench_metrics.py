@@ -135,12 +135,12 @@ def test_networks_of_timm_return_their_features(monkeypatch: pytest.MonkeyPatch)
     """Smaller networks of the same kinds, untrained."""
     import timm
 
-    def small(name: str, weights: None, otherwise: str, **options: int) -> torch.nn.Module:
+    def small(name: str, **options: int) -> torch.nn.Module:
         kind = "vit_small_patch14_dinov2" if "dinov2" in name else "vit_base_patch32_clip_quickgelu_224"
         size = {} if "dinov2" in name else {"img_size": 336 - 336 % 32}
         return timm.create_model(kind, pretrained=False, **{"num_classes": 0, **size, **options})
 
-    monkeypatch.setattr(features, "load_timm", small)
+    monkeypatch.setattr(features, "_pretrained", small)
     monkeypatch.setattr(features.ClipL14, "size", 320)
     images = torch.rand(2, 3, 48, 48) * 2 - 1
     for kind, width in ((features.DinoV2L14, 384), (features.ClipL14, 768)):
