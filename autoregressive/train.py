@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import tokenizer as tokenizers
 from autoregressive.config import TrainConfig
+from autoregressive.cross_entropy import cross_entropy
 from autoregressive.paper_flags import TRAIN_FLAGS
 from autoregressive.regression import RegressedGenerator
 from common import checkpoint, config, dist, loop, numerics, optim, parallel
@@ -33,6 +33,18 @@ from tokenizer.model import Tokenizer
 
 
 @torch.no_grad()
+def code_losses(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str, device: torch.device
+) -> Iterator[Tensor]:
+    """Cross-entropy of every code, in nats: float64 (B,num_tokens) for every batch of codes int64 (B,num_tokens) and
+    labels int64 (B,)."""
+    for codes, labels in batches:
+        codes, labels = codes.to(device), labels.to(device)
+        with numerics.autocast(precision, device):
+            logits = model(codes, labels)
+        yield cross_entropy(logits, codes).double()
+
+
 def position_losses(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_tokens: int, precision: str, device: torch.device
 ) -> Tensor:
@@ -42,12 +54,9 @@ def position_losses(
     counts are added up before the one division, so neither batch sizes nor shares of different length weigh in.
     """
     totals = torch.zeros(num_tokens + 1, dtype=torch.float64, device=device)  # the last entry counts images
-    for codes, labels in batches:
-        codes, labels = codes.to(device), labels.to(device)
-        with numerics.autocast(precision, device):
-            logits = model(codes, labels)
-        totals[:-1] += F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").double().sum(dim=0)
-        totals[-1] += len(codes)
+    for losses in code_losses(model, batches, precision, device):
+        totals[:-1] += losses.sum(dim=0)
+        totals[-1] += len(losses)
     totals = torch.stack(dist.all_gather(totals)).sum(dim=0)
     return totals[:-1] / totals[-1]
 
@@ -165,29 +174,29 @@ class GeneratorTrainee(Trainee):
                 logits, others = self.wrapped(fed, labels, drop, codes)
             else:
                 logits, others = self.wrapped(fed, labels, drop, *orders), {}
-        losses = {"train/loss": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
+        losses = {"train/loss": cross_entropy(logits, codes).mean()}
         losses |= {f"train/loss_{name}": value for name, value in others.items()}
         return sum(losses.values()), losses
 
     def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, ...]:
         """Labels to drop, bool (B,), codes to feed, int64 (B,N), and for generators that permute them orders (B,N).
 
-        Everything is drawn for the global batch and sliced, so it does not depend on the number of ranks.
+        On the device, from the step and an image's place in the global batch, so the number of ranks does not matter.
         """
         local, num_tokens = codes.shape
-        whole = local * self.world.size
-        mine = slice(local * self.world.rank, local * (self.world.rank + 1))
-        generator = numerics.step_generator(self.config.run.seed, step)
-        drop = (torch.rand(whole, generator=generator) < self.model.class_dropout)[mine].to(codes.device)
+        rows = torch.arange(local, device=codes.device) + local * self.world.rank
+
+        def bits(stream: str, columns: int) -> Tensor:
+            return numerics.random_bits(numerics.derive_seed(self.run.seed, "step", step, stream), rows, columns)
+
+        drop = numerics.uniform(bits("class", 1)[:, 0]) < self.model.class_dropout
         fed = codes
         if self.config.input_noise:
-            replaced = (torch.rand(whole, num_tokens, generator=generator) < self.config.input_noise)[mine]
-            random = torch.randint(self.model.codebook_size, (whole, num_tokens), generator=generator)[mine]
-            fed = torch.where(replaced.to(codes.device), random.to(codes.device), codes)
+            replaced = numerics.uniform(bits("replaced", num_tokens)) < self.config.input_noise
+            fed = torch.where(replaced, bits("random", num_tokens) % self.model.codebook_size, codes)
         drawn = (drop, fed)
         if hasattr(self.model, "draw_orders"):
-            orders = self.model.draw_orders(whole, step / self.config.run.steps, generator)
-            drawn += (orders[mine].to(codes.device),)
+            drawn += (self.model.draw_orders(bits("order", num_tokens + 1), step / self.run.steps),)
         return drawn
 
     def frozen(self) -> list[nn.Module]:

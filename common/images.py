@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from common.errors import UserError
@@ -68,7 +68,8 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"image {str(path)!r} does not exist; it was listed when the job started") from error
     except Exception as error:  # Pillow's decoders raise nearly every kind of exception for damaged files
-        reason = str(error) or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"it is not {', '.join(FORMATS)}" if unknown else str(error) or type(error).__name__
         raise UserError(f"image {str(path)!r} cannot be read ({reason}); replace or remove this file") from error
 
 

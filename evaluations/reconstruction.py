@@ -29,7 +29,7 @@ from common.numerics import autocast
 from evaluations import harness, record
 from evaluations.harness import DecodingConfig, ImageSets
 from evaluations.metrics.codebook_usage import CodeUsage
-from evaluations.metrics.features import EfficientNetLite2
+from evaluations.metrics.features import Extractor
 from evaluations.metrics.psnr import psnr
 from evaluations.metrics.ssim import ssim
 from tokenizer.model import Tokenizer
@@ -132,7 +132,7 @@ class Measurement:
 
     def __init__(
         self, config: ReconstructionConfig, world: World, tokenizer: Tokenizer, lengths: list[int], count: int,
-        extractor: EfficientNetLite2 | None, perceptual: nn.Module | None,
+        extractor: Extractor | None, perceptual: nn.Module | None,
     ) -> None:
         self.config, self.world, self.tokenizer, self.lengths, self.count = config, world, tokenizer, lengths, count
         self.out, self.perceptual, self.packed = Path(config.sample_dir), perceptual, not config.qualitative
@@ -159,14 +159,7 @@ class Measurement:
         for k in self.lengths:
             with autocast(self.config.precision, self.world.device):
                 decoded = in_fixed_batches(self.decode, codes[..., :k]).float()
-            rounded_pixels = to_pixels(decoded)
-            rounded = from_pixels(torch.from_numpy(rounded_pixels)).to(images.device)
-            # SSIM's luminance term depends on the offset of the values: it is defined for images in [0,1].
-            psnrs, ssims = psnr(rounded, images, 2.0), ssim((rounded + 1) / 2, (images + 1) / 2, 1.0, 2.0)
-            measured = {"psnr": psnrs, "ssim": ssims[0], "ssim_data_range_2": ssims[1]}
-            if self.perceptual is not None:
-                # As in the papers, LPIPS takes the decoder's output before it is rounded to 8 bits.
-                measured[self.perceptual.name] = self.perceptual(decoded, images)
+            rounded_pixels, rounded, measured = compare(decoded, images, self.perceptual)
             for name, values in measured.items():
                 self.values[k].setdefault(name, []).extend(values.tolist())
             self.sets.add(k, rounded, rounded_pixels)
@@ -232,6 +225,21 @@ class Measurement:
 
         suffixes = ["_gt", *(f"_tokens{k:04d}" for k in reversed(self.lengths))]
         return harness.grid([[read(index, suffix) for suffix in suffixes] for index in sorted(self.previewed)[:64]])
+
+
+def compare(
+    decoded: Tensor, images: Tensor, perceptual: nn.Module | None
+) -> tuple[np.ndarray, Tensor, dict[str, Tensor]]:
+    """Decoded images (B,3,H,W) as uint8 (B,H,W,3) and in [-1,1], with figures (B,) against the originals."""
+    pixels = to_pixels(decoded)
+    rounded = from_pixels(torch.from_numpy(pixels)).to(images.device)
+    # SSIM's luminance term depends on the offset of the values: it is defined for images in [0,1].
+    psnrs, ssims = psnr(rounded, images, 2.0), ssim((rounded + 1) / 2, (images + 1) / 2, 1.0, 2.0)
+    measured = {"psnr": psnrs, "ssim": ssims[0], "ssim_data_range_2": ssims[1]}
+    if perceptual is not None:
+        # As in the papers, LPIPS takes the decoder's output before it is rounded to 8 bits.
+        measured[perceptual.name] = perceptual(decoded, images)
+    return pixels, rounded, measured
 
 
 def _print(results: dict[str, Any], out: Path) -> None:

@@ -90,7 +90,7 @@ def _released(found: Found, config: Stated) -> tuple[TokenizerConfig, Callable[[
     try:
         shown = merge(family.config(family.ours(found.mapped)), family.stated(found.args))
         stated = _as_config(merge(shown, config or {}))
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"{str(path)!r} looks like a {family.name} tokenizer but misses {error}; pass its config"
         ) from error

@@ -1,6 +1,6 @@
 """Small parts that learn within minutes on a CPU. Only toy configurations and studies use them.
 
-They differ from the released parts in four ways: one residual block per level and none in the middle, no norm around the
+They differ from the released parts in four ways: one residual block per level and none in the middle, no norms around
 convolutions and transformers, weights that start at fan-in scale, and a linear path from pixels to latents and back.
 `Tiny1d*` also replaces the start of the queries, `Plain1d*` keeps the released one. A config names them by module and
 class, such as `tokenizer.tiny:Tiny1dEncoder`.

@@ -33,7 +33,7 @@ MOST_OPEN = 64  # files at a time in each process
 def open_images(root: str | Path, *options: Any, **more: Any) -> ImageFolder:
     """An image folder or images in containers, with the options of `ImageFolder`; prints what was found.
 
-    Raises: UserError as `ImageFolder`, and when a container is damaged or of another kind.
+    Raises: UserError as `ImageFolder`, and when a container is damaged, hostile or of another kind.
     """
     dataset = (ImageContainers if find_containers(str(root))[0] else ImageFolder)(root, *options, **more)
     if dist.rank() == 0:
@@ -88,7 +88,7 @@ def _kind(path: Path) -> str:
     if found is None:
         raise UserError(
             f"{str(path)!r} is not an image set known here; expected an image folder, or an uncompressed .tar, a .zip "
-            "or a .parquet file"
+            "or a .parquet file (of a file that git-lfs has not fetched: git lfs pull)"
         )
     return found
 

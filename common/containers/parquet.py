@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections import Counter
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,38 +49,43 @@ def scan(path: Path, bar: tqdm) -> tuple[list[Member], list[str] | None]:
 
 
 def _rows(path: Path, file: Any, column: str, bar: tqdm) -> list[Member]:
-    found: list[tuple[str | None, tuple[int, ...], int]] = []
-    stated = _class_names(file, column)
-    leaves = [file.metadata.schema.column(at).path for at in range(file.metadata.num_columns)]
+    stated, by_page = _class_names(file, column), True
+    asked = [column]
+    if any(file.metadata.schema.column(at).path == "image.path" for at in range(file.metadata.num_columns)):
+        asked.append("image.path")
+    labels: list[int] = []
+    where: list[tuple[int, int, int, int, int]] = []
+    names: list[str | None] = []
     with path.open("rb") as opened:
         for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            asked = [column, "image.path"] if "image.path" in leaves else [column]
             table = file.read_row_group(group, asked)
-            labels = table[column].to_pylist()
+            count = len(table)
+            found = places(opened.fileno(), file.metadata, group) if by_page else None
+            if found and not where:
+                by_page = _agree(opened.fileno(), path, group, found)
+            where += found if found and by_page else [(0, 0, 0, row, BY_GROUP - group) for row in range(count)]
+            labels += table[column].to_pylist()
             paths = [row["path"] for row in table["image"].to_pylist()] if len(asked) > 1 else [None] * count
-            where = places(opened.fileno(), file.metadata, group)
-            if group == 0 and where and not _agree(opened.fileno(), path, where):
-                where = None
-            if where:  # the bytes are here: where a path leads does not matter
-                paths = [name and name.rpartition("/")[2] for name in paths]
-            where = where or [(0, 0, 0, row, BY_GROUP - group) for row in range(count)]
-            found += zip(paths, where, labels, strict=True)
+            # Where the bytes are here, it does not matter where a path leads.
+            names += [name and name.rpartition("/")[2] for name in paths] if found else paths
             bar.update(count)
-        if not found:
-            return []
-        first = read(opened.fileno(), path, *found[0][1])
-    folders = [(stated[label] if stated and label >= 0 else str(label)).replace("/", "_") for _, _, label in found]
-    paths = [path for path, _, _ in found]
-    names = [path and (path if "/" in path else f"{at}/{path}") for at, path in zip(folders, paths, strict=True)]
-    if None in names or max(Counter(names).values()) > 1:
-        names = [f"{row:07d}{SUFFIXES.get(first[:4], '.jpg')}" for row in range(len(found))]
-    return [Member(name, where, label) for name, (_, where, label) in zip(names, found, strict=True)]
+        first = b""
+        with suppress(Exception):  # reported when the image is read
+            first = read(opened.fileno(), path, *where[0])[:4]
+    for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+        if name and "/" not in name:
+            folder = stated[label] if stated and label >= 0 else str(label)
+            names[row] = f"{folder.replace('/', '_')}/{name}"
+    if None in names or len(set(names)) < len(names):
+        names = [f"{row:07d}{SUFFIXES.get(first, '.jpg')}" for row in range(len(names))]
+    return [Member(*of_row) for of_row in zip(names, where, labels, strict=True)]
 
 
-def _agree(handle: int, path: Path, where: list[tuple[int, ...]]) -> bool:
-    """Whether pyarrow reads the same first and last image of the first row group as `places` finds."""
-    return all(read(handle, path, *where[at]) == _by_group(path, 0, at) for at in {0, len(where) - 1})
+def _agree(handle: int, path: Path, group: int, found: list[tuple[int, int, int, int, int]]) -> bool:
+    """Whether pyarrow reads the same first and last image of a row group as `places` found."""
+    with suppress(Exception):  # a damaged page is reported when the image is read
+        return all(read(handle, path, *found[at]) == _by_group(path, group, at) for at in (0, -1))
+    return True
 
 
 def read(handle: int, path: Path, offset: int, stored: int, size: int, position: int, kind: int) -> bytes:

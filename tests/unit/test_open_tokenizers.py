@@ -147,6 +147,17 @@ def test_files_that_cannot_be_decoded_say_why(made: Path, tmp_path: Path) -> Non
     torch.save({**plain, "decoder.text_guidance_proj.weight": torch.zeros(64, 768)}, tmp_path / "text.bin")
     with pytest.raises(UserError, match="TA-TiTok"):
         tokenizers.load(tmp_path / "text.bin")
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file(plain, folder / "model.safetensors")
+    for broken in ({"vq_model": "x"}, {"vq_model": {}}, {"vq_model": {"vit_enc_model_size": ["small"]}}):
+        (folder / "config.json").write_text(json.dumps({"model": broken, "dataset": {}}))
+        with pytest.raises(UserError, match="looks like a titok"):
+            tokenizers.load(folder)
+    for key, value in (("latent_tokens", torch.zeros(())), ("decoder.decoder_embed.weight", torch.zeros(3))):
+        torch.save({**plain, key: value}, tmp_path / "shapes.bin")
+        with pytest.raises(UserError, match="looks like a titok"):
+            tokenizers.load(tmp_path / "shapes.bin")
 
 
 @pytest.mark.parametrize("name", ["titok", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])

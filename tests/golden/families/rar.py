@@ -92,7 +92,7 @@ def _training(model: RAR, fixture: Fixture, report: Report, case: str) -> None:
     shuffled = io["tokens"].gather(1, orders)
     report.equal(f"{case}/shuffled_labels", shuffled, io[f"{case}/shuffled_labels"])
     model.zero_grad()
-    logits = model.steps(shuffled, labels, orders)
+    logits = model.lm_head(model.states(shuffled, labels, orders))
     rows = logits
     if io[f"{case}/logits"].shape != logits.shape:  # only some are stored: "rows 0, 1, 8, 15 of the ..."
         meaning = fixture.about["tensors"][f"{case}/logits"]["meaning"].partition(" of ")[0]
@@ -137,7 +137,7 @@ def _check_released_size(fixture: Fixture, report: Report) -> None:
     model.eval()
     with torch.inference_mode():
         shuffled = io["tokens"].gather(1, io["order"])
-        logits = model.steps(shuffled, io["label"], io["order"])
+        logits = model.lm_head(model.states(shuffled, io["label"], io["order"]))
         report.close("logits_at_positions", logits[0, about["positions"]], io["logits_at_positions"])
         report.close("loss", F.cross_entropy(logits[:, :-1].flatten(0, 1), shuffled.flatten()), io["loss"])
         count, temperature = io["gen/tokens"].shape[1], 1.02
