@@ -79,7 +79,7 @@ def open_weights(
     average = order[0] == "ema"
     if _is_state_dict(content):
         return Weights(path, _cleaned(content, average, path))
-    found = {part: _cleaned(content[part], average, path) for part in order if _is_state_dict(content.get(part))}
+    found = {part: _cleaned(_at(content, part), average, path) for part in order if _is_state_dict(_at(content, part))}
     if not found:
         there = ", ".join(f"{key!r}" for key in list(content)[:8])
         raise UserError(
@@ -89,6 +89,13 @@ def open_weights(
     part = next((part for part, tensors in found.items() if known(tensors)), next(iter(found)))
     args = content.get("args")
     return Weights(path, found[part], part, args if isinstance(args, dict) else {})
+
+
+def _at(content: Any, part: str) -> Any:
+    """What a dotted path leads to, or None."""
+    for name in part.split("."):
+        content = content.get(name) if isinstance(content, dict) else None
+    return content
 
 
 def _is_state_dict(content: Any) -> bool:

@@ -34,7 +34,11 @@ def to_released(tensors: Mapping[str, Value], family: str) -> dict[str, Value]:
     return BY_NAME[family].restore(tensors)
 
 
-ORDER = {"ema": ("ema", "model", "state_dict"), "model": ("model", "state_dict")}
+ORDER = {
+    "ema": ("ema", "model", "state_dict", "vq", "trainer.vae_local"),
+    "model": ("model", "state_dict", "vq", "trainer.vae_local"), "vq_ema": ("vq_ema",),
+}  # fmt: skip
+"""Keys of a file, in the order in which they are preferred. GEAR's tokenizer is `vq`; VAR's trainer nests its own."""
 
 Stated = TokenizerConfig | Mapping[str, Any] | str | Path | None
 
@@ -56,7 +60,7 @@ def find_tokenizer(
 ) -> tuple[TokenizerConfig, Callable[[], dict[str, Tensor]]]:
     """The config of a tokenizer, and a function that reads its tensors; arguments as `tokenizer.load`."""
     if weights not in ORDER:
-        raise UserError(f"weights got {weights!r}; a tokenizer has ema or model")
+        raise UserError(f"weights got {weights!r}; a tokenizer has ema or model (a file of GEAR also vq_ema)")
     found = find(path, ORDER[weights], lambda tensors: recognised(tensors) is not None)
     if found.config is not None:
         stated, read = _as_config(found.config), found.read
@@ -114,15 +118,21 @@ def _describe(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:
     spare = f" and {layout.redundant} redundant" if layout.redundant else ""
     is_1d = getattr(lookup("tokenizer.encoders:ENCODERS", config.encoder["name"]), "tokens_1d", False)
     tokens = f"{layout.num_tokens}{spare} tokens, " if is_1d or config.encoder["name"] == "dino_vit" else ""
-    if quantizer["name"] == "kl":
-        codes = f"{quantizer['dim']} channels without codes"
+    groups = f"{quantizer['groups']} times " if quantizer["name"] == "product" else ""
+    inner = quantizer.get("part", quantizer)
+    if inner["name"] == "kl":
+        codes = f"{inner['dim']} channels without codes"
     else:
-        codes = f"{quantizer['codebook_size']} x {quantizer['codebook_dim']} codes"
+        dim = inner.get("codebook_dim") or inner["codebook_size"].bit_length() - 1
+        codes = f"{groups}{inner['codebook_size']} x {dim} codes"
     size = sum(tensor.numel() for tensor in tensors.values()) / 1e6
     return f"{size:,.1f}M parameters, {config.image_size} pixels, {tokens}{codes}"
 
 
 def write_released(model: Tokenizer, path: str | Path) -> None:
     """Write a file in the papers' layout: `{"model": state dict}`, under the released names."""
-    tensors = to_released(model.state_dict(), model.config.encoder["name"])
+    name = model.config.encoder["name"]
+    if name not in BY_NAME or BY_NAME[name].restore is None:
+        raise UserError(f"no released layout is written for encoder {name!r}; use save_pretrained instead")
+    tensors = to_released(model.state_dict(), name)
     torch.save({"model": {key: value.detach().cpu().contiguous() for key, value in tensors.items()}}, path)

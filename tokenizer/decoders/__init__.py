@@ -4,6 +4,7 @@ from tokenizer.decoders.cnn import CnnDecoder
 from tokenizer.decoders.dino_vit import DinoVitDecoder
 from tokenizer.decoders.hybrid_1d import Hybrid1dDecoder
 from tokenizer.decoders.hybrid_2d import Hybrid2dDecoder
+from tokenizer.decoders.magvit2 import Magvit2Decoder
 from tokenizer.decoders.maskgit import MaskgitDecoder
 from tokenizer.decoders.titok import TitokDecoder
 
@@ -12,6 +13,7 @@ DECODERS = {
     "hybrid_1d": Hybrid1dDecoder,
     "hybrid_2d": Hybrid2dDecoder,
     "dino_vit": DinoVitDecoder,
+    "magvit2": Magvit2Decoder,
     "titok": TitokDecoder,
     "maskgit": MaskgitDecoder,
 }

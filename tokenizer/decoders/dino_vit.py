@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokenizer.encoders.dino_vit import grid_of, level_ids, level_table
+from tokenizer.encoders.dino_vit import grids_of, level_ids, level_table
 from tokenizer.layers.vit import Vit, VitConfig
 from tokenizer.layout import Layout
 
@@ -23,11 +23,12 @@ class DinoVitDecoder(nn.Module):
 
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
-        self.grid, self.patch, self.z_channels = grid_of(config, image_size, layout), config.patch, config.width
+        self.image_grid, self.grid = grids_of(config, image_size, layout)
+        self.patch, self.z_channels = config.patch, config.width
         self.mask_token = nn.Parameter(1e-6 * torch.randn(1, 1, config.width))
         # Mask tokens and code tokens each come with a class token.
-        self.register_buffer("levels", level_ids(self.grid**2 + 1, self.grid**2 + 1))
-        self.vit = Vit(config, self.grid, reads_images=False)
+        self.register_buffer("levels", level_ids(self.image_grid**2 + 1, self.grid**2 + 1))
+        self.vit = Vit(config, self.image_grid, reads_images=False)
         self.level_embedding = level_table(config.width)
         self.to_pixel = nn.Linear(config.width, 3 * config.patch**2)
 
@@ -38,9 +39,9 @@ class DinoVitDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         codes = latents.flatten(2).transpose(1, 2)
-        queries = self.mask_token.expand(codes.shape[0], codes.shape[1], -1)
+        queries = self.mask_token.expand(codes.shape[0], self.image_grid**2, -1)
         x = torch.cat([self.vit.place(queries), self.vit.place(codes)], dim=1) + self.level_embedding(self.levels)
-        patches = self.to_pixel(self.vit.run(x)[:, 1 : 1 + self.grid**2])
+        patches = self.to_pixel(self.vit.run(x)[:, 1 : 1 + self.image_grid**2])
         # The order within a patch is row, column, colour.
-        patches = patches.unflatten(2, (self.patch, self.patch, 3)).unflatten(1, (self.grid, self.grid))
+        patches = patches.unflatten(2, (self.patch, self.patch, 3)).unflatten(1, (self.image_grid, self.image_grid))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

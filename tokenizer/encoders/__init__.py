@@ -4,6 +4,7 @@ from tokenizer.encoders.cnn import CnnEncoder
 from tokenizer.encoders.dino_vit import DinoVitEncoder
 from tokenizer.encoders.hybrid_1d import Hybrid1dEncoder
 from tokenizer.encoders.hybrid_2d import Hybrid2dEncoder
+from tokenizer.encoders.magvit2 import Magvit2Encoder
 from tokenizer.encoders.maskgit import MaskgitEncoder
 from tokenizer.encoders.titok import TitokEncoder
 
@@ -12,6 +13,7 @@ ENCODERS = {
     "hybrid_1d": Hybrid1dEncoder,
     "hybrid_2d": Hybrid2dEncoder,
     "dino_vit": DinoVitEncoder,
+    "magvit2": Magvit2Encoder,
     "titok": TitokEncoder,
     "maskgit": MaskgitEncoder,
 }

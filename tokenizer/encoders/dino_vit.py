@@ -14,9 +14,9 @@ from tokenizer.layout import Layout
 
 
 class DinoVitEncoder(nn.Module):
-    """images (B,3,H,W) -> latents (B,D,P*G,G): P groups of one latent token per patch, group below group.
+    """images (B,3,H,W) -> latents (B,D,P*G,G): P groups of G*G = `layout.num_tokens` latent tokens, group below group.
 
-    P > 1 is for product quantizers. Source: RobusTok (arXiv 2503.08354).
+    P > 1 is for product quantizers. Source: RobusTok (arXiv 2503.08354); XQ-GAN has fewer tokens than patches.
     """
 
     @dataclass
@@ -27,19 +27,19 @@ class DinoVitEncoder(nn.Module):
 
     def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
         super().__init__()
-        self.grid = grid_of(config, image_size, layout)
+        self.image_grid, self.grid = grids_of(config, image_size, layout)
         if z_channels != config.width:
             raise UserError(f"model.z_channels={z_channels} but the encoder has width={config.width}; set them equal")
         self.groups = config.groups
         self.latent_tokens = nn.Parameter(1e-6 * torch.randn(1, self.groups * self.grid**2, config.width))
-        self.register_buffer("levels", level_ids(self.grid**2 + 1, *[self.grid**2] * self.groups))
-        self.vit = Vit(config, self.grid)
+        self.register_buffer("levels", level_ids(self.image_grid**2 + 1, *[self.grid**2] * self.groups))
+        self.vit = Vit(config, self.image_grid)
         self.level_embedding = level_table(config.width, 1 + self.groups)
 
     def tokens(self, images: Tensor) -> Tensor:
         """The latent tokens (B,G*G,D) after the last norm."""
         patches = self.vit.place(self.vit.patch_embed(images))
-        # Each latent token gets the position of the patch with its number; the added class token is dropped.
+        # Latent tokens get the positions of the patches; the added class token is dropped.
         placed = [self.vit.place(group)[:, 1:] for group in self.latent_tokens.chunk(self.groups, dim=1)]
         latents = torch.cat(placed, dim=1).expand(len(images), -1, -1)
         x = torch.cat([patches, latents], dim=1) + self.level_embedding(self.levels)
@@ -49,17 +49,19 @@ class DinoVitEncoder(nn.Module):
         return self.tokens(images).transpose(1, 2).unflatten(2, (self.groups * self.grid, self.grid))
 
 
-def grid_of(config: VitConfig, image_size: int, layout: Layout) -> int:
-    """The grid's side. Raises: UserError for numbers that do not fit together."""
+def grids_of(config: VitConfig, image_size: int, layout: Layout) -> tuple[int, int]:
+    """Sides of the grids of patches and of latent tokens. Raises: UserError for numbers that do not fit together."""
     grid = image_size // config.patch
     if image_size % config.patch:
         raise UserError(f"image_size={image_size} is not a multiple of patch={config.patch}; change one of them")
-    if layout.num_tokens != grid**2 or layout.redundant:
+    side = round(layout.num_tokens**0.5)
+    if layout.num_tokens != side**2 or layout.redundant:
         raise UserError(
-            f"dino_vit has one token per patch, {grid**2}; the layout says num_tokens={layout.num_tokens}, "
-            f"redundant={layout.redundant}; set layout.num_tokens={grid**2} and layout.redundant=0"
+            f"dino_vit has a square of tokens, such as one per patch, {grid**2}; the layout says "
+            f"num_tokens={layout.num_tokens}, redundant={layout.redundant}; set layout.num_tokens={grid**2} "
+            "and layout.redundant=0"
         )
-    return grid
+    return grid, side
 
 
 def level_ids(*counts: int) -> Tensor:

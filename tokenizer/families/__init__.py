@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from common.errors import UserError
-from tokenizer.families import hybrid, llamagen, maskgit, robustok, titok
+from tokenizer.families import hybrid, llamagen, magvit2, maskgit, robustok, taming, titok, var, xqgan
 from tokenizer.families.base import Family
 
 FAMILIES: tuple[Family, ...] = (
-    *hybrid.FAMILIES, robustok.FAMILY, *titok.FAMILIES, maskgit.FAMILY, llamagen.FAMILY,
+    *hybrid.FAMILIES, xqgan.FAMILY, robustok.FAMILY, *titok.FAMILIES, maskgit.FAMILY, magvit2.FAMILY, var.FAMILY,
+    *taming.FAMILIES, llamagen.FAMILY,
 )  # fmt: skip
 BY_NAME = {family.name: family for family in FAMILIES}
 

@@ -87,7 +87,12 @@ def unknown_usage(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Adds an empty record of used codes to tensors under our names, where a file with a codebook has none."""
     if "quantizer.embedding.weight" not in tensors or USAGE in tensors:
         return dict(tensors)
-    return {**tensors, USAGE: torch.full((USAGE_WINDOW,), -1.0)}
+    return {**tensors, **no_usage()}
+
+
+def no_usage(prefix: str = "quantizer.") -> dict[str, Tensor]:
+    """An empty record of used codes for the quantizer at `prefix`."""
+    return {f"{prefix}codebook_used": torch.full((USAGE_WINDOW,), -1.0)}
 
 
 def forget_usage(tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UserError
-from tokenizer.families.base import Family, codebook, count, swap, swap_back
+from tokenizer.families.base import Family, codebook, count, swap, swap_back, unknown_usage
 
 PREFIXES = [("quantize.", "quantizer.")]
 
@@ -44,7 +44,12 @@ def config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def rename(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """GEAR's files have no record of used codes."""
+    return unknown_usage(swap(tensors, PREFIXES))
+
+
 FAMILY = Family(
     "cnn", "LlamaGen", ("quantize.embedding.weight",), "quantizer.embedding.weight",
-    partial(swap, prefixes=PREFIXES), config, partial(swap_back, prefixes=PREFIXES),
+    rename, config, partial(swap_back, prefixes=PREFIXES),
 )  # fmt: skip

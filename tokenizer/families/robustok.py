@@ -32,8 +32,9 @@ def config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     stated = {side: {"name": "dino_vit", **vit(tensors, f"{side}.vit.", patch)} for side in ("encoder", "decoder")}
     if "teacher.net.cls_token" in tensors:
         stated["teacher"] = {"name": "dino_vit", **vit(tensors, "teacher.net.", patch)}
+    if "quantizer.embedding.weight" in tensors:
+        stated["quantizer"] = codebook(tensors, "vq_hits", rotation=False)
     return stated | {
-        "quantizer": codebook(tensors, "vq_hits", rotation=False),
         "z_channels": tensors["quant_conv.weight"].shape[1],
         "image_size": patch * round(num_tokens**0.5),
         "layout": {"num_tokens": num_tokens, "redundant": 0},

@@ -121,9 +121,20 @@ class Vit(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def place(self, tokens: Tensor) -> Tensor:
-        """tokens (B,G*G,D) -> (B,1+G*G,D): the class token in front, positions added, in fp32."""
+        """tokens (B,L,D), L a square -> (B,1+L,D): the class token in front, positions added, in fp32."""
         tokens = tokens.float()
-        return torch.cat([self.cls_token.float().expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed.float()
+        placed = torch.cat([self.cls_token.float().expand(len(tokens), -1, -1), tokens], dim=1)
+        return placed + self.positions(tokens.shape[1])
+
+    def positions(self, count: int) -> Tensor:
+        """The table (1,1+count,D) for a square of `count` tokens, resampled (bicubic, antialiased) where needed."""
+        table = self.pos_embed.float()
+        if table.shape[1] == 1 + count:
+            return table
+        grid, side = (round(length**0.5) for length in (table.shape[1] - 1, count))
+        maps = table[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+        maps = F.interpolate(maps, (side, side), mode="bicubic", antialias=True, align_corners=False)
+        return torch.cat([table[:, :1], maps.flatten(2).transpose(1, 2)], dim=1)
 
     def outputs(self, x: Tensor) -> Iterator[Tensor]:
         """The stream (B,L,D) after each block."""

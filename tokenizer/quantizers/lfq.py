@@ -11,6 +11,7 @@ from common.config import opt
 from common.errors import UserError
 from common.numerics import autocast
 from tokenizer.quantizers.base import CodeQuantizer, Quantized, to_maps, to_rows
+from tokenizer.quantizers.perturbation import Perturbation, perturb
 from tokenizer.quantizers.vq import entropy_loss
 
 
@@ -36,6 +37,14 @@ class LookupFreeQuantizer(CodeQuantizer):
 
     def lookup(self, codes: Tensor) -> Tensor:
         return (codes[..., None] // self.places % 2 * 2 - 1).float()
+
+    def rows(self, latents: Tensor) -> Tensor:
+        """latents (B,e,H,W) -> what is compared with the codes, fp32 (B*H*W,e): images, then rows, then columns."""
+        return to_rows(latents)
+
+    def perturb(self, latents: Tensor, quantized: Quantized, how: Perturbation) -> Tensor:
+        """`quantized.vectors`, those of some images replaced by vectors of near codes."""
+        return perturb(self, latents, quantized.vectors, quantized.codes, how)
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (B,log2 K,H,W) -> vectors of the same shape, fp32, and codes (B,H*W)."""

@@ -19,8 +19,8 @@ from tokenizer.quantizers.perturbation import Perturbation, perturb
 class VectorQuantizer(CodeQuantizer):
     """Nearest code by squared distance, computed in fp32 under autocast, too.
 
-    Losses: vq = mean (q - sg z)^2, commit = beta * mean (sg q - z)^2, entropy = weight * (mean entropy of a
-    position's code distribution - entropy of the mean distribution), softmax of -distance/0.01.
+    Losses: vq = codebook_weight * mean (q - sg z)^2, commit = beta * mean (sg q - z)^2, entropy = weight * (mean
+    entropy of a position's code distribution - entropy of the mean distribution), softmax of -distance/0.01.
     Source: VQ-VAE; LlamaGen (l2 codebook); rotation trick (Fifty et al. 2024).
     """
 
@@ -29,6 +29,7 @@ class VectorQuantizer(CodeQuantizer):
         codebook_size: int = opt(16384, "number of codes K")
         codebook_dim: int = opt(8, "width of a code vector")
         l2_norm: bool = opt(True, "latents and codes are unit vectors")
+        codebook_weight: float = opt(1.0, "weight of the codebook term; taming's VQGAN: 0.25, with commit_weight 1")
         commit_weight: float = opt(0.25, "beta")
         entropy_weight: float = opt(0.0, "weight of the entropy term; >0 keeps the codebook in use")
         rotation: bool = opt(True, "rotation trick instead of straight-through gradients")
@@ -80,7 +81,7 @@ class VectorQuantizer(CodeQuantizer):
                 self._remember(codes)
                 if self._refreshes():
                     self.candidates.append(rows.detach())
-                losses["vq"] = (nearest - rows.detach()).pow(2).mean()
+                losses["vq"] = self.config.codebook_weight * (nearest - rows.detach()).pow(2).mean()
                 losses["commit"] = self.config.commit_weight * (nearest.detach() - rows).pow(2).mean()
                 if self.config.entropy_weight:
                     losses["entropy"] = self.config.entropy_weight * entropy_loss(-2 * closeness)

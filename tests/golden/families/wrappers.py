@@ -18,6 +18,7 @@ from common.weights import open_weights
 from tests.golden import models
 from tests.golden.fixture import Fixture, Report
 from tokenizer.config import TokenizerConfig
+from tokenizer.families import recognised
 from tokenizer.families.titok import stated
 from tokenizer.released import ORDER as TOKENIZER_ORDER
 
@@ -36,11 +37,17 @@ def check(fixture: Fixture, report: Report) -> None:
         _codes(path, fixture.about["code_lists"][fixture.part], report)
         return
     expected = fixture.about["files"][fixture.part]
-    is_tokenizer = any(key.startswith("quant") for key in expected["selected"])
-    released = open_weights(path, (TOKENIZER_ORDER["ema"] if is_tokenizer else GENERATOR_ORDER["model"]))
+    is_tokenizer = recognised(expected["selected"]) is not None or any("quant" in key for key in expected["selected"])
+    released = open_weights(path, *(
+        (TOKENIZER_ORDER["ema"], lambda tensors: recognised(tensors) is not None) if is_tokenizer
+        else (GENERATOR_ORDER["model"],)
+    ))  # fmt: skip
     tensors = released.tensors()
     report.equal("part", released.part, expected["use_key"] or "")
     _compare(tensors, expected["selected"], report)
+    for weights, key in (("model", "selected_without_ema"), ("vq_ema", "selected_with_ema")):
+        if key in expected:
+            _compare(open_weights(path, TOKENIZER_ORDER[weights]).tensors(), expected[key], report)
     if "config_means" in expected:
         _compare_config(path.with_name("config.json"), expected["config_means"], report)
     if path.parent.name in ("ema_model", "unwrapped_model"):  # of a training run: the folder stands for its average
