@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from autoregressive.guidance import Guidance
 from common.config import MISSING, opt, part
@@ -32,6 +35,7 @@ __all__ = [
     "SampleConfig",
     "Sampling",
     "TrainConfig",
+    "for_device",
 ]
 
 
@@ -140,13 +144,27 @@ class DrawConfig:
     guidance: Guidance = field(default_factory=Guidance)
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = opt(0, "image i depends only on the seed and on i")
-    precision: str = opt(
-        "none", "generator: none = fp32; int8, fp8 = 8-bit weights, the rest bf16", (*PRECISIONS, "int8", "fp8")
+    precision: str | None = opt(None, "generator: none = fp32; null = bf16 on a GPU, else none", PRECISIONS)
+    vq_precision: str | None = opt(None, "tokenizer: none = fp32; null = bf16 on a GPU, else none", PRECISIONS)
+    compile: bool | None = opt(
+        None, "torch.compile both models; on a GPU with one CUDA graph per batch; null = on a GPU"
     )
-    vq_precision: str = opt("none", "tokenizer: none = fp32", PRECISIONS)
-    compile: bool = opt(False, "torch.compile both models; on a GPU with one CUDA graph per batch")
-    batch_size: int = opt(32, "images per batch and process", low=1)
+    batch_size: int | None = opt(
+        None, "images per batch and process; null = 32, on a GPU up to 256 as its memory allows", low=1
+    )
     device: str = opt("auto", DEVICE_HELP)
+
+
+Draw = TypeVar("Draw", bound=DrawConfig)
+
+
+def for_device(config: Draw, device: torch.device) -> Draw:
+    """The config with the device's defaults where precision, vq_precision and compile are null."""
+    on_gpu = device.type == "cuda"
+    defaults = {"precision": "bf16" if on_gpu else "none", "vq_precision": "bf16" if on_gpu else "none"}
+    defaults["compile"] = on_gpu
+    unset = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **unset)
 
 
 @dataclass
@@ -177,5 +195,6 @@ class PairsConfig(DrawConfig):
         "bernoulli", "codes that are kept: bernoulli = each with probability sigma, prefix = the first, schedule = the "
         "first more likely", ("bernoulli", "prefix", "schedule"),
     )  # fmt: skip
+    batch_size: int = opt(32, "images per batch and process; the pairs depend on it in their last bits", low=1)
     shard: int = opt(1024, "samples per intermediate file; an interrupted job resumes after the last one", low=1)
     workers: int = opt(0, "loader processes per rank; 0 = load in this process", low=0)

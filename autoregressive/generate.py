@@ -1,10 +1,12 @@
-"""Drawing codes from a generator: cached decoding, guidance, temperature / top-k / top-p, noise that knows its image.
+"""Sampling codes from a generator: cached decoding, guidance, temperature / top-k / top-p, per-image random streams.
 
 The noise of image i depends on (seed, i, position, code) only, through a counter-based hash. So the sample does not
 depend on the batch size, on the number of processes, or on how many images were drawn before.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,12 +15,10 @@ from autoregressive.config import Sampling
 from autoregressive.guidance import Guidance, guide
 from autoregressive.layers import KVCache
 from autoregressive.models.gpt import GPT
+from common import numerics
 from common.errors import UserError
 
 __all__ = ["check_num_tokens", "filter_logits", "generate", "gumbel_noise"]
-
-_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
 
 @torch.inference_mode()
 def generate(
@@ -33,13 +33,15 @@ def generate(
     cache: KVCache | None = None,
     forced: Tensor | None = None,
     keep: Tensor | None = None,
+    on_codes: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Draw codes for labels (B,): int64 (B, num_tokens).
 
     num_tokens: at most the model's (the default); guidance ratios refer to it. image_ids: int64 (B,) global image
     numbers, default 0..B-1. cache: from `model.new_cache(rows)` with rows >= B, 2B under guidance, to reuse one
     allocation over many batches. forced (B, num_tokens) with keep, bool of that shape: where keep is True the forced
-    code is taken instead of the drawn one, and later codes are drawn in its presence.
+    code is taken instead of the drawn one, and later codes are drawn in its presence. on_codes: called after each place
+    with the codes so far, (B, 1) to (B, num_tokens).
     Raises: UserError if the model cannot make so many codes.
     """
     guidance, sampling = guidance or Guidance(), sampling or Sampling()
@@ -71,6 +73,8 @@ def generate(
         codes[:, place] = _draw(logits, sampling, seed, image_ids, place)
         if forced is not None:
             codes[:, place] = torch.where(keep[:, place], forced[:, place], codes[:, place])
+        if on_codes:
+            on_codes(codes[:, : place + 1])
     return codes
 
 
@@ -110,24 +114,7 @@ def gumbel_noise(codebook_size: int, seed: int, image_ids: Tensor, place: int) -
     """Standard Gumbel noise float32 (B, codebook_size), a pure function of (seed, image_ids (B,), place, code).
 
     logits + noise, arg-max, is a draw from softmax(logits).
-    Source: SplitMix64 (Steele, Lea, Flood 2014) as a counter-based generator; Gumbel-max: Maddison et al. 2014.
+    Source: Gumbel-max, Maddison et al. 2014.
     """
-    key = _mix(_mix(_mix(torch.full_like(image_ids, _signed(seed * _GOLDEN))) + image_ids) + place)
-    counter = torch.arange(1, codebook_size + 1, device=image_ids.device) * _signed(_GOLDEN)
-    bits = _mix(key[:, None] + counter)
-    # 23 bits and a half: every value is exact in float32, so 0 and 1 (infinite noise) cannot occur.
-    uniform = (bits >> 41).bitwise_and_(0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23)
-    return uniform.log_().neg_().log_().neg_()
-
-
-def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64, in place; arithmetic wraps, shifts are masked to act as on unsigned numbers."""
-    z.bitwise_xor_((z >> 30).bitwise_and_((1 << 34) - 1)).mul_(_signed(_MIX_1))
-    z.bitwise_xor_((z >> 27).bitwise_and_((1 << 37) - 1)).mul_(_signed(_MIX_2))
-    return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
-
-
-def _signed(value: int) -> int:
-    """The int64 with the same 64 bits as `value`."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
+    key = numerics.mix(numerics.row_keys(seed, image_ids) + place)
+    return numerics.uniform(numerics.bits_of(key, codebook_size)).log_().neg_().log_().neg_()

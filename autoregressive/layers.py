@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.attention import attention
 from common.layers import DropPath, RMSNorm, rotate
 
 __all__ = ["Attention", "Block", "FeedForward", "KVCache", "keep_caches_uncompiled", "modulate"]
@@ -63,7 +64,7 @@ class KVCache:
         self.values[layer, :rows, :, position:end] = value
         keys, values = self.keys[layer, :rows, :, :end], self.values[layer, :rows, :, :end]
         causal = shown is None and position == 0
-        found = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values, shown, is_causal=causal)
+        found = attention(query.to(keys.dtype), keys, values, shown, causal=causal, varying=True)
         return found.to(query.dtype)
 
 
@@ -105,7 +106,7 @@ class Attention(nn.Module):
             mixed = cache.attend(layer, position, query, key, value, shown)
         else:
             dropout = self.dropout if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, shown, is_causal=shown is None, dropout_p=dropout)
+            mixed = attention(query, key, value, shown, causal=shown is None, dropout=dropout)
         return self.residual_dropout(self.wo(mixed.transpose(1, 2).reshape(batch, steps, width)))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from autoregressive.config import PairsConfig
+from autoregressive.config import PairsConfig, for_device
 from autoregressive.generate import check_num_tokens
 from autoregressive.paper_flags import PAIRS_FLAGS
 from autoregressive.released import class_names
@@ -69,6 +69,7 @@ def draw_keep(policy: str, sigma: float, num_tokens: int, seed: int, ids: np.nda
 def run(config: PairsConfig) -> Path:
     """The job behind `python -m autoregressive.make_pairs`: returns the pair set's path."""
     world = dist.init(config.device)
+    config = for_device(config, world.device)
     sampler = ImageSampler.load(config, world.device)
     known = class_names(config.gpt_ckpt, sampler.generator.num_classes)
     folder = open_images(config.data_path, sampler.tokenizer.image_size, classes=known)

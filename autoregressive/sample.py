@@ -18,9 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tokenizer as tokenizers
-from autoregressive.config import DrawConfig, SampleConfig, Sampling
+from autoregressive.config import DrawConfig, SampleConfig, Sampling, for_device
 from autoregressive.cuda_graph import RecordedDraw, SideQueue
-from autoregressive.fast_linears import EIGHT_BITS, store_in_eight_bits
 from autoregressive.generate import check_num_tokens, generate
 from autoregressive.guidance import Guidance
 from autoregressive.layers import KVCache, keep_caches_uncompiled
@@ -50,13 +49,11 @@ class ImageSampler:
 
         Raises: UserError for an unknown precision.
         """
-        if precision not in ("none", "bf16", *EIGHT_BITS):
-            raise UserError(f"precision got {precision!r}; expected none, bf16, {', '.join(EIGHT_BITS)}")
+        if precision not in ("none", "bf16"):
+            raise UserError(f"precision got {precision!r}; expected none or bf16")
         device = next(generator.parameters()).device
         if precision != "none":
             generator = generator.to(torch.bfloat16)
-        if precision in EIGHT_BITS:
-            store_in_eight_bits(generator, precision)
         if compile:
             from common.parallel import compile_units  # imports FSDP, which takes time and is not needed otherwise
 
@@ -69,12 +66,20 @@ class ImageSampler:
 
     @classmethod
     def load(cls, config: DrawConfig, device: torch.device) -> ImageSampler:
+        config = for_device(config, device)
         weight_choice.announce("tokenizer", config.vq_ckpt, config.vq_weights, "vq-weights")
         weight_choice.announce("generator", config.gpt_ckpt, config.gpt_weights, "gpt-weights")
         tokenizer = tokenizers.load(config.vq_ckpt, config.vq_weights, device, config.tok_config, config.image_size)
         stated = {key: value for key, value in config.generator.items() if value is not None} or None
         generator = load_compatible(config.gpt_ckpt, config.gpt_weights, device, tokenizer, config.gpt_model, stated)
         return cls(generator, tokenizer, config.precision, config.vq_precision, config.compile)
+
+    def batch_size(self) -> int:
+        """Images per batch where none is asked for: 32 on a CPU, `fitting_batch` on a GPU."""
+        weight = next(self.generator.parameters())
+        if weight.device.type != "cuda":
+            return 32
+        return fitting_batch(self.generator, weight.itemsize, torch.cuda.mem_get_info(weight.device)[0])
 
     @torch.inference_mode()
     def codes(
@@ -96,6 +101,15 @@ class ImageSampler:
     def pixels(self, codes: Tensor) -> np.ndarray:
         """Codes (B, n) -> uint8 (B, H, W, 3)."""
         return to_pixels(in_fixed_batches(self._inference.decode, codes))
+
+
+def fitting_batch(generator: GPT, itemsize: int, free: int) -> int:
+    """The largest power of two up to 256 whose guided cache takes at most a quarter of `free` bytes.
+
+    At 128 images the cache is already most of what a step reads, so more than 256 would not be faster.
+    """
+    image = 4 * generator.num_layers * (generator.num_tokens + 1) * generator.width * itemsize
+    return 2 ** (min(256, max(1, free // 4 // image)).bit_length() - 1)
 
 
 def choose_labels(config: SampleConfig, num_classes: int) -> np.ndarray:
@@ -121,6 +135,7 @@ def sample(sampler: ImageSampler, config: SampleConfig, world: World) -> Path:
     """
     # Invalid settings must not claim the folder.
     config.guidance.scales(check_num_tokens(sampler.generator, config.num_tokens))
+    config = for_device(config, world.device)
     folder, packed = Path(config.sample_dir), _packed(Path(config.sample_dir))
     labels = choose_labels(config, sampler.generator.num_classes)
     paths = _paths(folder, labels, config, sampler.generator.num_classes)
@@ -175,8 +190,9 @@ def _drawn(
     queue = SideQueue(world.device)
     waiting: tuple[list[int], Callable[[], np.ndarray]] | None = None
     with bar:
-        for at in range(0, len(mine) + config.batch_size, config.batch_size):
-            ids, previous, waiting = mine[at : at + config.batch_size], waiting, None
+        size = config.batch_size or sampler.batch_size()
+        for at in range(0, len(mine) + size, size):
+            ids, previous, waiting = mine[at : at + size], waiting, None
             if ids:
                 codes = sampler.codes(
                     torch.from_numpy(labels[ids]).to(world.device), torch.tensor(ids, device=world.device),

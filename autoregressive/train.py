@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import tokenizer as tokenizers
 from autoregressive.config import TrainConfig
+from autoregressive.cross_entropy import cross_entropy
 from autoregressive.paper_flags import TRAIN_FLAGS
 from autoregressive.regression import RegressedGenerator
 from common import checkpoint, config, dist, loop, numerics, optim, parallel
@@ -42,7 +42,7 @@ def code_losses(
         codes, labels = codes.to(device), labels.to(device)
         with numerics.autocast(precision, device):
             logits = model(codes, labels)
-        yield F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").double()
+        yield cross_entropy(logits, codes).double()
 
 
 def position_losses(
@@ -174,29 +174,29 @@ class GeneratorTrainee(Trainee):
                 logits, others = self.wrapped(fed, labels, drop, codes)
             else:
                 logits, others = self.wrapped(fed, labels, drop, *orders), {}
-        losses = {"train/loss": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
+        losses = {"train/loss": cross_entropy(logits, codes).mean()}
         losses |= {f"train/loss_{name}": value for name, value in others.items()}
         return sum(losses.values()), losses
 
     def _draw(self, codes: Tensor, step: int) -> tuple[Tensor, ...]:
         """Labels to drop, bool (B,), codes to feed, int64 (B,N), and for generators that permute them orders (B,N).
 
-        Everything is drawn for the global batch and sliced, so it does not depend on the number of ranks.
+        On the device, from the step and an image's place in the global batch, so the number of ranks does not matter.
         """
         local, num_tokens = codes.shape
-        whole = local * self.world.size
-        mine = slice(local * self.world.rank, local * (self.world.rank + 1))
-        generator = numerics.step_generator(self.config.run.seed, step)
-        drop = (torch.rand(whole, generator=generator) < self.model.class_dropout)[mine].to(codes.device)
+        rows = torch.arange(local, device=codes.device) + local * self.world.rank
+
+        def bits(stream: str, columns: int) -> Tensor:
+            return numerics.random_bits(numerics.derive_seed(self.run.seed, "step", step, stream), rows, columns)
+
+        drop = numerics.uniform(bits("class", 1)[:, 0]) < self.model.class_dropout
         fed = codes
         if self.config.input_noise:
-            replaced = (torch.rand(whole, num_tokens, generator=generator) < self.config.input_noise)[mine]
-            random = torch.randint(self.model.codebook_size, (whole, num_tokens), generator=generator)[mine]
-            fed = torch.where(replaced.to(codes.device), random.to(codes.device), codes)
+            replaced = numerics.uniform(bits("replaced", num_tokens)) < self.config.input_noise
+            fed = torch.where(replaced, bits("random", num_tokens) % self.model.codebook_size, codes)
         drawn = (drop, fed)
         if hasattr(self.model, "draw_orders"):
-            orders = self.model.draw_orders(whole, step / self.config.run.steps, generator)
-            drawn += (orders[mine].to(codes.device),)
+            drawn += (self.model.draw_orders(bits("order", num_tokens + 1), step / self.run.steps),)
         return drawn
 
     def frozen(self) -> list[nn.Module]:

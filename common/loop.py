@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import checkpoint, dist
+from common import attention, checkpoint, dist
 from common.checkpoint import Saver
 from common.dist import World
 from common.errors import UserError
 from common.guard import NotFinite
 from common.log import Averages, Logger, peak_memory_gb, trim_metrics, write_failure
-from common.numerics import attention_kernel
 from common.options import LogConfig, RunConfig
 from common.prefetch import Feed
 from common.provenance import check_resume
@@ -112,7 +111,8 @@ class _Run:
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
         return (
             f"torch {torch.__version__}, device {name}, {self.world.size} process(es), parallel {config.parallel}, "
-            f"precision {config.precision}, attention {attention_kernel(config.precision, device)}"
+            f"precision {config.precision}, attention {attention.kernel_name(config.precision, device)} (of varying "
+            f"lengths: {attention.kernel_name(config.precision, device, varying=True)})"
         )
 
     def steps(self, start: int, loader: Callable[[int, int], Iterable[dict[str, Tensor]]]) -> None:

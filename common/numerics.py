@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map
 from common.errors import UserError
 
 __all__ = [
-    "MetaAutocast", "attention_kernel", "autocast", "derive_seed", "numpy_generator", "step_generator",
-    "torch_generator",
+    "MetaAutocast", "autocast", "bits_of", "derive_seed", "mix", "numpy_generator", "random_bits", "row_keys",
+    "step_generator", "to_device", "torch_generator", "uniform",
 ]  # fmt: skip
 
 HALVED = {"linear", "conv1d", "conv2d", "matmul", "__matmul__", "bmm", "einsum", "scaled_dot_product_attention"}
@@ -85,17 +85,9 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def attention_kernel(precision: str, device: torch.device) -> str:
-    """The kernel that attention without a mask uses: flash, memory-efficient or math on CUDA, else the device's own."""
-    if device.type != "cuda":
-        return f"torch's {device.type} kernel"
-    from torch.backends import cuda
-
-    row = torch.empty(1, 1, 64, 64, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    params = cuda.SDPAParams(row, row, row, None, 0.0, False, False)
-    if cuda.can_use_flash_attention(params):
-        return "flash"
-    return "memory-efficient" if cuda.can_use_efficient_attention(params) else "math"
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of a CPU tensor on `device` that the host does not wait for: CUDA copies pinned memory asynchronously."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def derive_seed(seed: int, *stream: int | str) -> int:
@@ -116,6 +108,47 @@ def torch_generator(seed: int, *stream: int | str) -> torch.Generator:
 def numpy_generator(seed: int, *stream: int | str) -> np.random.Generator:
     """A numpy generator of one stream (see `derive_seed`)."""
     return np.random.Generator(np.random.Philox(key=derive_seed(seed, *stream)))
+
+
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def random_bits(seed: int, rows: Tensor, columns: int) -> Tensor:
+    """int64 (B, columns), every 64 bits equally likely: a pure function of (seed, rows int64 (B,), column).
+
+    It runs on the device of `rows` and gives the same numbers on every device, so ranks need to draw only their own
+    rows. Source: SplitMix64 (Steele, Lea, Flood 2014) as a counter-based generator.
+    """
+    return bits_of(row_keys(seed, rows), columns)
+
+
+def row_keys(seed: int, rows: Tensor) -> Tensor:
+    """int64 (B,): what `bits_of` expands for every row."""
+    return mix(mix(torch.full_like(rows, _signed(seed * _GOLDEN))) + rows)
+
+
+def bits_of(keys: Tensor, columns: int) -> Tensor:
+    """int64 (B, columns) of keys (B,)."""
+    return mix(keys[:, None] + torch.arange(1, columns + 1, device=keys.device) * _signed(_GOLDEN))
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """float32 in (0,1), exclusive, from random bits."""
+    # 23 bits and a half: every value is exact in float32, and neither 0 nor 1 occurs.
+    return (bits >> 41).bitwise_and_(0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23)
+
+
+def mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64, in place; arithmetic wraps, shifts are masked to act as on unsigned numbers."""
+    z.bitwise_xor_((z >> 30).bitwise_and_((1 << 34) - 1)).mul_(_signed(_MIX_1))
+    z.bitwise_xor_((z >> 27).bitwise_and_((1 << 37) - 1)).mul_(_signed(_MIX_2))
+    return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as `value`."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

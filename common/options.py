@@ -37,7 +37,7 @@ class RunConfig:
     )
     accumulate: int = opt(1, "micro-batches per step; contrastive, entropy, adaptive-weight terms act on each", low=1)
     recompute: bool = opt(False, "activation checkpointing of the blocks")
-    compile: bool = opt(False, "torch.compile the blocks")
+    compile: bool | None = opt(None, "torch.compile the blocks; null = on a GPU")
     checkpoint_every: int = opt(5000, "steps between checkpoints; the last step always gets one", low=1)
     keep_last: int = opt(3, "newest checkpoints kept", low=1)
     milestone_every: int = opt(50000, "checkpoints at multiples of this are never deleted; 0 = none", low=0)
@@ -50,7 +50,7 @@ class RunConfig:
 class DataConfig:
     """An image folder for training, alone or with codes that a generator made for its images."""
 
-    root: str = opt(MISSING, "image folder: <root>/<class>/*.png, or images directly under <root>")
+    root: str = opt(MISSING, "images: a folder (<root>/<class>/*.png), or tar, zip or parquet files")
     pairs: str | None = opt(None, "pair set of autoregressive.make_pairs: its codes are decoded, root has the targets")
     batch_size: int = opt(256, "global batch size, over all processes", low=1)
     crop: str = opt("random", CROP_HELP, CROPS)

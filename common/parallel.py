@@ -70,7 +70,7 @@ def wrap(module: nn.Module, config: RunConfig, world: World) -> nn.Module:
         raise UserError(
             f"run.parallel=none with {world.size} processes would train {world.size} models; use ddp or fsdp"
         )
-    if config.compile:
+    if config.compile or (config.compile is None and world.device.type == "cuda"):
         compile_units(module)
     for unit in units(module):
         if config.recompute:

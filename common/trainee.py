@@ -93,7 +93,7 @@ class Trainee:
     def update(self, step: int, loss: Tensor) -> dict[str, Tensor]:
         """Apply the gradients of 0-based `step`; returns scalars to log, `not_finite` among them."""
         norm, not_finite = optim.update(self.optimizer, self.schedule, step, self.run.steps, loss)
-        rate = norm.new_tensor(optim.rate(self.schedule, step, self.run.steps))
+        rate = torch.full_like(norm, optim.rate(self.schedule, step, self.run.steps))
         return {"train/grad_norm": norm, "train/lr": rate, "not_finite": not_finite}
 
     def kept(self) -> Iterable[Tensor]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from autoregressive.config import SampleConfig
+from autoregressive.config import SampleConfig, for_device
 from autoregressive.guidance import Guidance
 from autoregressive.paper_flags import SAMPLE_FLAGS
 from autoregressive.sample import ImageSampler, remove, sample
@@ -112,7 +112,7 @@ class Evaluation:
     """Measures any number of points with models and a reference that are loaded once."""
 
     def __init__(self, config: GenerationConfig, world: World) -> None:
-        self.config, self.world, self.out = config, world, Path(config.sample_dir)
+        self.config, self.world, self.out = for_device(config, world.device), world, Path(config.sample_dir)
         self.objective = config.frechet or "fid"
         self._sampler: ImageSampler | None = None
         self._reference: Reference | None = None

@@ -15,7 +15,7 @@ from PIL import Image
 from evaluations.figures import COLOURS, MUTED, STYLE, figure_uri, png_uri
 from evaluations.harness import grid
 
-__all__ = ["curves", "file_uri", "quality", "seconds", "strip", "uri"]
+__all__ = ["changes", "curves", "file_uri", "quality", "seconds", "strip", "uri"]
 
 LogLines = Sequence[Mapping[str, Any]]
 COLUMNS = 32
@@ -34,11 +34,16 @@ def file_uri(path: Path) -> str:
     return png_uri(path.read_bytes())
 
 
-def strip(prefixes: np.ndarray) -> str:
-    """Images decoded from 1, 2, 3, ... tokens, uint8 (N,H,W,3) -> rows of them, each above the change per token."""
+def changes(prefixes: np.ndarray) -> np.ndarray:
+    """The change of each image from the one before, the first from white, around grey; uint8 (N,H,W,3)."""
     signed = prefixes.astype(np.int16)
     before = np.concatenate((np.full_like(signed[:1], 255), signed[:-1]))
-    changed = np.clip(128 + (signed - before) * 0.5, 0, 255).astype(np.uint8)
+    return np.clip(128 + (signed - before) * 0.5, 0, 255).astype(np.uint8)
+
+
+def strip(prefixes: np.ndarray) -> str:
+    """Images decoded from 1, 2, 3, ... tokens, uint8 (N,H,W,3) -> rows of them, each above the change per token."""
+    changed = changes(prefixes)
     rows: list[list[np.ndarray]] = []
     for start in range(0, len(prefixes), COLUMNS):
         rows += [list(part[start : start + COLUMNS]) for part in (prefixes, changed)]

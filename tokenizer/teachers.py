@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import opt
 from common.errors import UserError
 from common.networks.efficientnet_lite import EfficientNetLite
+from common.numerics import to_device
 from tokenizer.layers.vit import Vit, VitConfig
 from tokenizer.pretrained import load_timm
 
@@ -25,7 +27,10 @@ def prepare(images: Tensor, size: int, statistics: Sequence[Sequence[float]], re
     With `resize_first` False, images are normalised before they are resized, which gives slightly other values.
     Source: GigaTok.
     """
-    mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in statistics)
+    mean, deviation = (
+        to_device(torch.tensor(values, dtype=images.dtype, device="cpu"), images.device).view(1, 3, 1, 1)
+        for values in statistics
+    )
     x = (images + 1) / 2
     if not resize_first:
         x = (x - mean) / deviation

@@ -313,7 +313,10 @@ def without_data(config: TrainConfig) -> tuple[Callable[[World], TokenizerTraine
     }
     quantizer = {key: 0 if key == "refresh_every" else value for key, value in config.model.quantizer.items()}
     model = dataclasses.replace(config.model, quantizer=quantizer)
-    config = dataclasses.replace(config, model=model, regularizers=regularizers, init=None, backbone=None)
+    adversary = config.adversary and dataclasses.replace(config.adversary, init=None)
+    config = dataclasses.replace(
+        config, model=model, regularizers=regularizers, init=None, backbone=None, adversary=adversary
+    )
     shape = (config.model.image_size, config.model.image_size, 3)
     return (
         lambda world: TokenizerTrainee(config, world),

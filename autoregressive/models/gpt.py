@@ -159,7 +159,7 @@ class GPT(nn.Module, HubModel):
 
         codes: int64 (B, n), n <= num_tokens; the last one is never read. labels: int64 (B,), num_classes = no class.
         drop_labels: bool (B,), True hides the class; None draws it (`class_dropout`) in training, hides none in eval.
-        Returns float32 (B, n, codebook_size).
+        Returns (B, n, codebook_size) in the type that the head computes in.
         """
         return self.forward_with_states(codes, labels, drop_labels, ())[0]
 
@@ -226,7 +226,8 @@ class GPT(nn.Module, HubModel):
         if self.positional_embedding is not None:
             return None
         if self._table.device != device:
-            self._table = self._table.to(device)
+            with torch.inference_mode(False):  # the next call may need it for a backward pass
+                self._table = self._table.to(device)
         return self._table[start:stop]
 
     def _head(self, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -234,7 +235,7 @@ class GPT(nn.Module, HubModel):
         if condition is not None:
             shift, scale = self.final_adaLN(condition).chunk(2, dim=-1)
             x = modulate(x, shift, scale)
-        return self.output(x).float()
+        return self.output(x)
 
     # ------------------------------------------------------------------------------------------ cached decoding
 
@@ -279,7 +280,7 @@ class GPT(nn.Module, HubModel):
         table, shown = self._rotary(position, stop, x.device), self._shown(labels, position, stop)
         for index, block in enumerate(self.layers):
             x = block(x, projected, table, shown, cache, index, position)
-        return self._head(x[:, -1:], condition).squeeze(1)
+        return self._head(x[:, -1:], condition).squeeze(1).float()
 
 
 def _dimensions(config: GPT.Config) -> tuple[int, int, int]:

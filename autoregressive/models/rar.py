@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoregressive.layers import KVCache, modulate
+from common.attention import attention
 from common.config import opt
 from common.errors import UserError
 from common.hub import HubModel
+from common.numerics import uniform
 
 __all__ = ["RAR", "SIZES", "random_order_probability"]
 
@@ -33,7 +35,7 @@ SPARE_POSITIONS, SPARE_STEPS = 1024, 100
 class RAR(nn.Module, HubModel):
     """Decoder-only transformer over [start, class, code, code, ...] in any order of the codes.
 
-    Source: RAR (arXiv 2411.00776), as RobusTok uses it; spec robustok 5.1.
+    Source: RAR (arXiv 2411.00776), as RobusTok (arXiv 2509.12474) uses it.
     """
 
     hub_kind = "generator"
@@ -93,12 +95,14 @@ class RAR(nn.Module, HubModel):
 
     # ------------------------------------------------------------------------------------------ teacher forcing
 
-    def draw_orders(self, count: int, done: float, generator: torch.Generator) -> Tensor:
-        """Orders int64 (count, N) for a training step, `done` in [0,1] of the way through the run."""
+    def draw_orders(self, bits: Tensor, done: float) -> Tensor:
+        """Orders int64 (B, N) for a training step, `done` in [0,1] of the way through the run.
+
+        bits: random int64 (B, N + 1), see `common.numerics.random_bits`.
+        """
         share = random_order_probability(done, self.config.random_until, self.config.raster_from)
-        orders = torch.rand(count, self.num_tokens, generator=generator).argsort(dim=1)
-        raster = torch.rand(count, 1, generator=generator) >= share
-        return torch.where(raster, torch.arange(self.num_tokens), orders)
+        raster = uniform(bits[:, -1:]) >= share
+        return torch.where(raster, torch.arange(self.num_tokens, device=bits.device), bits[:, :-1].argsort(dim=1))
 
     def forward(
         self, codes: Tensor, labels: Tensor, drop_labels: Tensor | None = None, orders: Tensor | None = None
@@ -107,17 +111,18 @@ class RAR(nn.Module, HubModel):
 
         codes: int64 (B, N) in raster order, N = num_tokens. labels: int64 (B,), num_classes = no class. drop_labels:
         bool (B,), True hides the class. orders: int64 (B, N), step s holds grid position orders[b, s]; None = raster.
-        Returns float32 (B, N, codebook_size), row i for grid position i.
+        Returns (B, N, codebook_size) in the type that the head computes in, row i for grid position i.
         """
         if drop_labels is not None:
             labels = torch.where(drop_labels, self.null(labels), labels)
         if orders is None:
-            return self.steps(codes, labels)[:, :-1]
-        logits = self.steps(codes.gather(1, orders), labels, orders)[:, :-1]
-        return torch.empty_like(logits).scatter_(1, orders.unsqueeze(-1).expand_as(logits), logits)
+            return self.lm_head(self.states(codes, labels)[:, :-1])
+        hidden = self.states(codes.gather(1, orders), labels, orders)[:, :-1]
+        # States are put in raster order, not logits, which are many times larger.
+        return self.lm_head(torch.empty_like(hidden).scatter_(1, orders.unsqueeze(-1).expand_as(hidden), hidden))
 
-    def steps(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> Tensor:
-        """codes (B, N) in the order they are predicted -> logits (B, N + 1, codebook_size); row s predicts step s.
+    def states(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> Tensor:
+        """codes (B, N) in the order they are predicted -> the head's input (B, N + 1, D); row s predicts step s.
 
         The last row predicts nothing.
         """
@@ -133,7 +138,7 @@ class RAR(nn.Module, HubModel):
         condition = condition + self.timesteps_embeddings[:, : x.shape[1]]
         for block in self.blocks:
             x = block(x, condition)
-        return self._head(x, condition)[:, 1:]
+        return self.adaln_before_head(x, condition)[:, 1:]
 
     def null(self, labels: Tensor) -> Tensor:
         """What stands for "no class" in the place of each of `labels` (B,)."""
@@ -148,9 +153,6 @@ class RAR(nn.Module, HubModel):
             return table[:, : before + self.num_tokens]
         rows = table[0, before : before + self.num_tokens][orders]
         return torch.cat([table[:, :before].expand(len(orders), -1, -1), rows], dim=1)
-
-    def _head(self, x: Tensor, condition: Tensor) -> Tensor:
-        return self.lm_head(self.adaln_before_head(x, condition)).float()
 
     # ------------------------------------------------------------------------------------------ cached decoding
 
@@ -187,7 +189,7 @@ class RAR(nn.Module, HubModel):
         condition = self._class(labels) + self.timesteps_embeddings[:, place : place + x.shape[1]]
         for index, block in enumerate(self.blocks):
             x = block(x, condition, cache, index, place)
-        return self._head(x[:, -1:], condition[:, -1:]).squeeze(1)
+        return self.lm_head(self.adaln_before_head(x[:, -1], condition[:, -1])).float()
 
 
 class _Attention(nn.Module):
@@ -210,7 +212,7 @@ class _Attention(nn.Module):
             mixed = cache.attend(layer, place, query, key, value)
         else:
             dropout = self.dropout if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+            mixed = attention(query, key, value, causal=True, dropout=dropout)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 __all__ = ["Gaussian", "Moments", "fit", "frechet_distance"]
 
 NOT_PSD = 1e-6
-"""A covariance whose smallest eigenvalue is below -NOT_PSD times the largest is no covariance."""
+"""A covariance whose smallest eigenvalue is below -NOT_PSD times the largest is not a covariance."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ JOBS = {
     "benchmark.sh": "benchmarks.run",
     "bench_tokenizers.sh": "evaluations.bench",
     "quickstart.sh": "studies.quickstart",
+    "demo.sh": "studies.demo",
     "test.sh": "pytest",
 }
 VARIABLES = (

@@ -12,6 +12,7 @@ from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT
 from autoregressive.models.rar import RAR
 from autoregressive.sample import choose_labels
+from common import numerics
 from common.config import build
 from common.errors import UserError
 
@@ -63,7 +64,7 @@ def test_rar_draws_fewer_random_orders_later_in_the_run(rar: RAR) -> None:
     raster = torch.arange(16)
     counts = []
     for done in (0.0, 0.5, 0.625, 0.75, 1.0):
-        orders = rar.draw_orders(200, done, torch.Generator().manual_seed(1))
+        orders = rar.draw_orders(numerics.random_bits(1, torch.arange(200), 17), done)
         assert (orders.sort(dim=1).values == raster).all()
         counts.append(int((orders != raster).any(dim=1).sum()))
     assert counts[:2] == [200, 200] and counts[3:] == [0, 0] and 60 < counts[2] < 140
@@ -136,7 +137,7 @@ def test_rar_without_positions_loses_the_same_in_every_order(rar: RAR) -> None:
     raster = torch.nn.functional.cross_entropy(rar(permuted, labels).flatten(0, 1), permuted.flatten())
     random = torch.nn.functional.cross_entropy(rar(codes, labels, orders=orders).flatten(0, 1), codes.flatten())
     torch.testing.assert_close(raster, random)
-    assert rar.steps(codes, labels).shape == (2, 17, 40)
+    assert rar.states(codes, labels).shape == (2, 17, 64)
 
 
 def test_every_code_forced_is_every_code_returned(rar: RAR) -> None:

@@ -279,20 +279,24 @@ def test_a_generator_of_fewer_codes(made: Path, tmp_path: Path) -> None:
     assert read_npz(packed).shape == (7, 32, 32, 3)
 
 
-def test_label_dropout_and_noise_do_not_depend_on_the_number_of_ranks(made: Path, tmp_path: Path) -> None:
-    settings = train_config(made, tmp_path / "out", "input_noise=0.5", "model.class_dropout=0.5")
+@pytest.mark.parametrize("kind", ["gpt", "rar"])
+def test_what_a_step_draws_does_not_depend_on_the_number_of_ranks(kind: str) -> None:
+    """Labels to drop, noise and orders. Every rank draws its own rows alone."""
+    words = ["run.out=x", "run.steps=10", "model.size=tiny", "input_noise=0.5", "model.class_dropout=0.5"]
+    words += [f"model.name={kind}", "model.codebook_size=40", "model.num_tokens=16", "model.num_classes=3"]
+    build, _ = train.without_data(config.parse(TrainConfig, words))
     codes = torch.full((4, 16), 7)
 
-    def draw(rank: int, ranks: int) -> tuple[torch.Tensor, torch.Tensor]:
-        world = dist.World(rank, ranks, torch.device("cpu"))
-        trainee = object.__new__(train.GeneratorTrainee)
-        trainee.config, trainee.world, trainee.model = settings, world, autoregressive.load(made / "gpt")
-        trainee.model.class_dropout = 0.5
-        return trainee._draw(codes[: 4 // ranks], step=5)
+    def draw(rank: int, ranks: int, device: str = "cpu") -> tuple[torch.Tensor, ...]:
+        trainee = build(dist.World(0, 1, torch.device("cpu")))
+        trainee.world = dist.World(rank, ranks, torch.device(device))
+        return trainee._draw(codes[: 4 // ranks].to(device), step=1)
 
     whole, halves = draw(0, 1), [draw(0, 2), draw(1, 2)]
+    assert len(whole) == (3 if kind == "rar" else 2)
     assert all(torch.equal(torch.cat(parts), one) for one, *parts in zip(whole, *halves, strict=True))
     assert 0 < whole[0].sum() < 4 and 0.2 < (whole[1] != 7).float().mean() < 0.8
+    assert [each.device.type for each in draw(1, 2, "meta")] == ["meta"] * len(whole)
 
 
 def _join(rank: int, ranks: int, port: int) -> None:
@@ -411,11 +415,6 @@ def test_compiled_models_sample_the_same_images(made: Path, tmp_path: Path) -> N
     assert abs(compiled.astype(int) - plain).max() <= 1
     with pytest.raises(UserError, match="compile"):
         sample.run(sample_config(made, tmp_path / "plain", "--compile"))
-
-
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_weights_of_eight_bits_sample(made: Path, tmp_path: Path, precision: str) -> None:
-    assert read_npz(sample.run(sample_config(made, tmp_path, "--precision", precision))).shape == (7, 32, 32, 3)
 
 
 def test_chosen_classes_get_a_folder_each(made: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sampling that is recorded, compiled or stored in eight bits draws what it draws without.
+"""Sampling that is recorded or compiled draws what it draws without; the defaults of a GPU.
 
 A CUDA graph needs a GPU. What it asks of the code it records can be had without one: traced into a fixed list of
 operations, which replays whatever inputs it gets, the sampler must still draw what it draws when it is called.
@@ -6,6 +6,7 @@ operations, which replays whatever inputs it gets, the sampler must still draw w
 
 from __future__ import annotations
 
+import dataclasses
 from copy import deepcopy
 from functools import partial
 
@@ -15,13 +16,12 @@ from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from autoregressive import cuda_graph
-from autoregressive.config import Sampling
+from autoregressive.config import SampleConfig, Sampling, for_device
 from autoregressive.cuda_graph import RecordedDraw, SideQueue
-from autoregressive.fast_linears import EIGHT_BITS, store_in_eight_bits
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT
-from autoregressive.sample import ImageSampler
+from autoregressive.sample import ImageSampler, fitting_batch
 from common.config import build
 from common.errors import UserError
 from tests.unit.test_fast_sampling import KINDS, asked, captions
@@ -160,41 +160,36 @@ def test_compiled_blocks_draw_the_same_and_are_compiled_for_shapes_alone(
     assert frames == [frames[0]] * 4 and frames[0] > 0
 
 
-# ----------------------------------------------------------------------------------------------------- eight bits
+# ------------------------------------------------------------------------------------------------------- defaults
 
 
-@pytest.mark.parametrize("kind", EIGHT_BITS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_eight_bits_compute_with_the_rounded_weights(kind: str, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    plain = torch.nn.Linear(96, 64).to(dtype)
-    stored = store_in_eight_bits(torch.nn.Sequential(deepcopy(plain)), kind)[0]
-    assert stored.weight.element_size() == 1
-    weight = stored.weight.double() * stored.scale.double()[:, None]
-    step = {"int8": 1 / 127, "fp8": 1 / 8}[kind]  # of the output's largest weight; of the weight itself
-    largest = plain.weight.double().abs()
-    largest = largest.amax(dim=1, keepdim=True) if kind == "int8" else largest.clamp(min=1e-3)
-    assert ((weight - plain.weight).abs() <= (0.5 * step + 2**-8) * largest).all()
-    x = torch.randn(3, 5, 96, dtype=dtype)
-    expected = x.double() @ weight.T + plain.bias.double()
-    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(stored(x).double(), expected, rtol=tolerance, atol=tolerance)
+def test_a_gpu_samples_in_bf16_compiled_and_a_cpu_as_the_papers() -> None:
+    asked = SampleConfig(gpt_ckpt="a", vq_ckpt="b", sample_dir="c")
+    found = [for_device(asked, torch.device(name)) for name in ("cuda:0", "cpu")]
+    assert [(each.precision, each.vq_precision, each.compile) for each in found] == [
+        ("bf16", "bf16", True), ("none", "none", False),
+    ]  # fmt: skip
+    chosen = dataclasses.replace(asked, precision="none", vq_precision="none", compile=False)
+    assert for_device(chosen, torch.device("cuda")) == chosen
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.03), ("fp8", 0.06)])
-def test_eight_bits_draw_from_nearly_the_same_distribution(kind: str, most: float) -> None:
-    """Total variation between what float32 and eight bits give the next code, averaged over places."""
-    torch.manual_seed(0)
-    model = GPT(GPT.Config(size="small", codebook_size=256, num_tokens=64, num_classes=5)).eval().requires_grad_(False)
-    torch.nn.init.normal_(model.output.weight, std=0.1)
-    codes, labels = torch.randint(256, (4, 64)), torch.tensor([0, 1, 2, 3])
-    expected = model(codes, labels).softmax(-1)
-    found = ImageSampler(model, no_tokenizer(), kind).generator(codes, labels).softmax(-1)
-    assert expected.max(-1).values.mean() > 0.02  # no uniform guess
-    assert 0 < (found - expected).abs().sum(-1).mean() / 2 < most
+@pytest.mark.parametrize(("size", "free", "batch"), [("L", 75e9, 256), ("L", 10e9, 32), ("XXL", 40e9, 64), ("L", 1, 1)])
+def test_the_default_batch_fills_a_quarter_of_the_memory(size: str, free: float, batch: int) -> None:
+    with torch.device("meta"):
+        model = GPT(GPT.Config(size=size, codebook_size=16, num_tokens=256, num_classes=9))
+        cache = model.bfloat16().new_cache(2 * batch)
+    assert fitting_batch(model, 2, int(free)) == batch
+    assert batch == 1 or cache.keys.nbytes + cache.values.nbytes <= free / 4
+
+
+def test_a_rotary_table_made_while_sampling_serves_training() -> None:
+    """It is made on the device at the first call; "meta" is another device than the one of the model's making."""
+    model = GPT(GPT.Config(size="tiny", positions="rope2d", codebook_size=8, num_tokens=4, num_classes=3))
+    with torch.inference_mode():
+        assert not model._rotary(0, 4, torch.device("meta")).is_inference()
 
 
 def test_an_unknown_precision_is_one_sentence() -> None:
     model = build("autoregressive.models:GENERATORS", KINDS["learned"])
-    with pytest.raises(UserError, match=r"int4.*none, bf16, int8, fp8"):
+    with pytest.raises(UserError, match=r"int4.*none or bf16"):
         ImageSampler(model, no_tokenizer(), "int4")

@@ -16,6 +16,7 @@ from torch.nn.utils import spectral_norm
 from common.config import opt
 from common.errors import UserError
 from common.meta import on_meta
+from common.numerics import autocast
 from tokenizer.discriminators.diffaug import NUM_UNIFORMS, augment
 from tokenizer.discriminators.frozen import OnFrozen
 from tokenizer.layers.vit import Vit, VitConfig
@@ -136,11 +137,11 @@ class DinoDiscriminator(OnFrozen[FrozenDino]):
 
     def _augment(self, images: Tensor) -> Tensor:
         applied = (torch.rand(3) <= self.config.augment).tolist()
-        return augment(images, torch.rand(NUM_UNIFORMS, len(images)).to(images.device), tuple(applied))
+        return augment(images, torch.rand(NUM_UNIFORMS, len(images), device=images.device), tuple(applied))
 
     def judge(self, images: Tensor) -> Tensor:
         """Logits of images (B,3,224,224)."""
-        with torch.autocast(images.device.type, enabled=False):
+        with autocast("none", images.device):
             maps = self.backbone(images.float())
         return torch.cat([head(features).flatten(1) for head, features in zip(self.heads, maps, strict=True)], dim=1)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.attention import attention
 from common.config import opt
 from common.errors import UserError
 
@@ -41,11 +42,14 @@ class TransformerConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with `nn.MultiheadAttention`'s parameters, computed by the fused kernel."""
+    """Multi-head attention with `nn.MultiheadAttention`'s parameters.
 
-    def __init__(self, width: int, heads: int):
+    varying: the number of keys differs between calls, as under nested dropout.
+    """
+
+    def __init__(self, width: int, heads: int, varying: bool = False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.varying = heads, varying
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -55,7 +59,7 @@ class Attention(nn.Module):
         """query (B,L,D), key and value (B,S,D), hidden (B,S) bool with True = not attended -> (B,L,D)."""
         projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in projections)
-        mixed = F.scaled_dot_product_attention(q, k, v, None if hidden is None else ~hidden[:, None, None, :])
+        mixed = attention(q, k, v, None if hidden is None else ~hidden[:, None, None, :], varying=self.varying)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -70,9 +74,10 @@ class ViTLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """x (B,L,D), hidden (B,L) bool with True = not attended -> (B,L,D)."""
         h = self.norm1(x)
-        x = x + self.self_attn(h, h, h)
+        x = x + self.self_attn(h, h, h, hidden)
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
 
 
@@ -86,7 +91,7 @@ class QFormerLayer(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.self_attn = Attention(width, heads)
-        self.multihead_attn = Attention(width, heads)
+        self.multihead_attn = Attention(width, heads, varying=True)
         self.linear1 = nn.Linear(width, 4 * width)
         self.linear2 = nn.Linear(4 * width, width)
         self.norm1 = nn.LayerNorm(width)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.attention import attention
 from common.config import opt
 from common.layers import DropPath
 
@@ -36,7 +37,7 @@ class VitAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B,L,D) -> (B,L,D)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.numerics import autocast
+from common.numerics import autocast, to_device
 from tokenizer.quantizers.base import CodeQuantizer
 
 NEIGHBOURS = ("latent", "code")
@@ -51,7 +51,7 @@ def perturb(quantizer: CodeQuantizer, latents: Tensor, vectors: Tensor, codes: T
 
     Raises: UserError unless 1 <= strength <= codebook_size.
     """
-    images = how.chosen.nonzero().flatten()
+    images = to_device(how.chosen.nonzero().flatten(), latents.device)
     if not len(images):
         return vectors
     with autocast("none", latents.device):
@@ -61,7 +61,7 @@ def perturb(quantizer: CodeQuantizer, latents: Tensor, vectors: Tensor, codes: T
         taken = quantizer.lookup(near.gather(1, how.ranks_of(images).reshape(-1, 1))[:, 0])
         perturbed = rows + (taken - rows).detach()
         perturbed = perturbed.unflatten(0, (len(images), *latents.shape[2:])).permute(0, 3, 1, 2)
-        return vectors.index_copy(0, images.to(vectors.device), perturbed.to(vectors.dtype))
+        return vectors.index_copy(0, images, perturbed.to(vectors.dtype))
 
 
 @torch.no_grad()

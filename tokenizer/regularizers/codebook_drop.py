@@ -8,6 +8,7 @@ import torch
 
 from common.config import opt
 from common.errors import UserError
+from common.numerics import to_device
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
 CHOSEN, SCALES = 6, 7  # streams
@@ -42,6 +43,6 @@ class CodebookDrop(Regularizer):
         numbers = torch.randint(
             self.config.min_scales, self.num_scales + 1, chosen.shape, generator=plan.generator(SCALES)
         )
-        kept = torch.where(chosen, numbers, self.num_scales)[plan.mine].to(self.context.device)
+        kept = to_device(torch.where(chosen, numbers, self.num_scales)[plan.mine], self.context.device)
         plan.quantizer_options["kept_scales"] = kept
         plan.kept_codes = kept / self.num_scales

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.config import opt
 from common.errors import UserError
+from common.numerics import to_device
 from tokenizer.regularizers.base import Context, Plan, Regularizer
 
 LENGTHS, FULL = 1, 8  # streams
@@ -56,6 +57,6 @@ class NestedDropout(Regularizer):
 
     def plan(self, plan: Plan) -> None:
         if self.config.per_sample:
-            plan.lengths[0] = self.draw(plan.mine.stop, plan)[plan.mine].to(self.context.device)
+            plan.lengths[0] = to_device(self.draw(plan.mine.stop, plan)[plan.mine], self.context.device)
         else:
             plan.lengths[0] = int(self.draw(1, plan))

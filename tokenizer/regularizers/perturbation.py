@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.config import opt
 from common.errors import UserError
+from common.numerics import to_device
 from tokenizer.model import Pass, Tokenizer
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.perturbation import NEIGHBOURS, Perturbation, anneal
@@ -68,7 +69,8 @@ class PerturbLatents(Regularizer):
         uniforms = torch.rand(shape, generator=plan.generator(UNIFORMS))[plan.mine]
         ranks = torch.randint(delta, shape, generator=plan.generator(RANKS))[plan.mine]
         chosen = torch.rand(shape[0], generator=plan.generator(CHOSEN))[plan.mine] < self.config.beta
-        return Perturbation(chosen, alpha, delta, uniforms.to(device), ranks.to(device), self.config.neighbours)
+        drawn = (to_device(uniforms, device), to_device(ranks, device))
+        return Perturbation(chosen, alpha, delta, *drawn, self.config.neighbours)
 
     def vectors(
         self, tokenizer: Tokenizer, latents: Tensor | None, quantized: Quantized, vectors: Tensor, plan: Plan
@@ -79,7 +81,7 @@ class PerturbLatents(Regularizer):
         return tokenizer.quantizer.perturb(latents, quantized, self.drawn)
 
     def losses(self, images: Tensor, done: Pass, plan: Plan) -> dict[str, Tensor]:
-        return {"perturbed@images": self.drawn.chosen.float().mean().to(images.device)} | {
-            f"perturbed@{name}": torch.tensor(float(value), device=images.device)
+        return {"perturbed@images": to_device(self.drawn.chosen.float().mean(), images.device)} | {
+            f"perturbed@{name}": torch.full((), float(value), device=images.device)
             for name, value in (("alpha", self.drawn.rate), ("delta", self.drawn.strength))
         }

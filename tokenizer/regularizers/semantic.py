@@ -69,7 +69,10 @@ class Semantic(Regularizer):
             )
         cosine = mean_cosine(student, target)
         length = plan.layout.num_tokens if plan.lengths[0] is None else plan.lengths[0]
-        kept = torch.as_tensor(length, device=cosine.device).expand(len(cosine))
+        if isinstance(length, int):
+            kept = torch.full((len(cosine),), length, device=cosine.device)
+        else:
+            kept = length
         losses = {"semantic": -(self.strength(kept, plan.layout.extended) * cosine).mean()}
         if isinstance(plan.lengths[0], int):
             quarter = min(3, 4 * length // plan.layout.extended)
