@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "fsq": ("tokenizer", [*HYBRID, "model.quantizer={name: fsq}"]),
     "kl": ("tokenizer", [*HYBRID, "model.quantizer={name: kl}"]),
     "stylegan": ("tokenizer", [
-        *HYBRID, "adversary.discriminator={name: stylegan, image_size: 64, widths: [32, 32, 16, 16, 8]}",
+        *HYBRID, "adversary.adaptive=false", "adversary.discriminator={name: stylegan, image_size: 64}",
     ]),
     "gpt": ("autoregressive", GENERATOR),
     "rotary": ("autoregressive", [*GENERATOR, "model.positions=rope2d"]),

@@ -39,7 +39,7 @@ JOBS = {
     "convert_checkpoint.sh": "autoregressive.convert",
     "download_checkpoints.sh": "common.download",
     "model_card.sh": "evaluations.model_card",
-    "benchmark.sh": "benchmarks.run",
+    "benchmark.sh": "benchmarks.run", "check_gpu.sh": "benchmarks.check_gpu.run",
     "quickstart.sh": "studies.quickstart",
     "test.sh": "pytest",
 }
