@@ -21,7 +21,7 @@ from autoregressive import released as generators
 from common import config
 from common.config import MISSING, opt
 from common.errors import UserError
-from common.hub import find, write_folder
+from common.hub import find
 from tokenizer import released as tokenizers
 from tokenizer.model import Tokenizer
 
@@ -67,7 +67,7 @@ def run(config: ConvertConfig) -> Path:
         write = tokenizers.write_released if kind == "tokenizer" else generators.write_released
         _whole(out, lambda partial: write(model, partial))
     else:
-        _whole(out, lambda partial: write_folder(partial, model, model.hub_config(), kind))
+        _whole(out, model.save_pretrained)
     count = sum(value.numel() for value in model.parameters())
     print(f"{out}: a {kind} of {count:,} parameters, {len(model.state_dict())} tensors")
     return out

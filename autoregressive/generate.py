@@ -6,6 +6,8 @@ depend on the batch size, on the number of processes, or on how many images were
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,13 +33,15 @@ def generate(
     cache: KVCache | None = None,
     forced: Tensor | None = None,
     keep: Tensor | None = None,
+    on_codes: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Draw codes for labels (B,): int64 (B, num_tokens).
 
     num_tokens: at most the model's (the default); guidance ratios refer to it. image_ids: int64 (B,) global image
     numbers, default 0..B-1. cache: from `model.new_cache(rows)` with rows >= B, 2B under guidance, to reuse one
     allocation over many batches. forced (B, num_tokens) with keep, bool of that shape: where keep is True the forced
-    code is taken instead of the drawn one, and later codes are drawn in its presence.
+    code is taken instead of the drawn one, and later codes are drawn in its presence. on_codes: called after each place
+    with the codes so far, (B, 1) to (B, num_tokens).
     Raises: UserError if the model cannot make so many codes.
     """
     guidance, sampling = guidance or Guidance(), sampling or Sampling()
@@ -69,6 +73,8 @@ def generate(
         codes[:, place] = _draw(logits, sampling, seed, image_ids, place)
         if forced is not None:
             codes[:, place] = torch.where(keep[:, place], forced[:, place], codes[:, place])
+        if on_codes:
+            on_codes(codes[:, : place + 1])
     return codes
 
 

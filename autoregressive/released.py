@@ -118,6 +118,7 @@ def load_generator(path: str | Path, weights: str, device: str | torch.device, c
     with unfilled():
         model = build(TABLE, stated)
     load_into(model, read(), str(path), assign=True)
+    model.source = str(path)
     return model.eval().requires_grad_(False).to(device)
 
 

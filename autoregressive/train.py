@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,18 @@ from tokenizer.model import Tokenizer
 
 
 @torch.no_grad()
+def code_losses(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str, device: torch.device
+) -> Iterator[Tensor]:
+    """Cross-entropy of every code, in nats: float64 (B,num_tokens) for every batch of codes int64 (B,num_tokens) and
+    labels int64 (B,)."""
+    for codes, labels in batches:
+        codes, labels = codes.to(device), labels.to(device)
+        with numerics.autocast(precision, device):
+            logits = model(codes, labels)
+        yield cross_entropy(logits, codes).double()
+
+
 def position_losses(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_tokens: int, precision: str, device: torch.device
 ) -> Tensor:
@@ -42,12 +54,9 @@ def position_losses(
     counts are added up before the one division, so neither batch sizes nor shares of different length weigh in.
     """
     totals = torch.zeros(num_tokens + 1, dtype=torch.float64, device=device)  # the last entry counts images
-    for codes, labels in batches:
-        codes, labels = codes.to(device), labels.to(device)
-        with numerics.autocast(precision, device):
-            logits = model(codes, labels)
-        totals[:-1] += cross_entropy(logits, codes).double().sum(dim=0)
-        totals[-1] += len(codes)
+    for losses in code_losses(model, batches, precision, device):
+        totals[:-1] += losses.sum(dim=0)
+        totals[-1] += len(losses)
     totals = torch.stack(dist.all_gather(totals)).sum(dim=0)
     return totals[:-1] / totals[-1]
 

@@ -34,6 +34,7 @@ BENCHMARKS = {
     "extraction": "benchmarks.sampling:extraction",
     "training": "benchmarks.training:training",
     "evaluation": "benchmarks.evaluation:evaluation",
+    "reading": "benchmarks.reading:reading",
 }
 
 

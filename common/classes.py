@@ -36,6 +36,8 @@ class Listing:
             text += f"; without images: {shown('class', 'classes', empty)}"
         if lacking := [name for name in known or [] if name not in self.classes]:
             text += f"; not in this set: {shown('class', 'classes', lacking)} of {len(known or [])}"
+        if self.classes != sorted(self.classes):
+            text += "; classes in the order of their labels, not of their names"
         return text + (f"; ignored: {', '.join(self.left_out)}" if self.left_out else "")
 
 

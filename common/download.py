@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from tqdm import tqdm
 
 from common import config
@@ -146,6 +146,7 @@ def _etag(partial: Path) -> Path:
 # ---------------------------------------------------------------------------------------------- the hub
 
 HUB_FILES = ("config.json", "model.safetensors")
+PLAIN_FILE = "pytorch_model.bin"
 
 
 def is_repo_id(text: str) -> bool:
@@ -157,14 +158,18 @@ def is_repo_id(text: str) -> bool:
 
 def fetch(repo_id: str, **options: Any) -> Path:
     """The folder of a hub model in the local cache, downloaded if necessary; options as `hf_hub_download` takes them.
+    Where there is only a `pytorch_model.bin` (One-D-Piece), that file.
 
     Raises: UserError when it is neither cached nor reachable.
     """
     try:
         if not _reachable():  # the hub's client would retry for half a minute, even with the files in the cache
             options["local_files_only"] = True
-        paths = [hf_hub_download(repo_id, name, **options) for name in HUB_FILES]
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        try:
+            paths = [hf_hub_download(repo_id, name, **options) for name in HUB_FILES]
+        except EntryNotFoundError:
+            return Path(hf_hub_download(repo_id, PLAIN_FILE, **options))
+    except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
         raise UserError(
             f"no file or folder {repo_id!r} here, and the hub does not give {' and '.join(HUB_FILES)} for it "
             f"({type(error).__name__}); expected a run, a checkpoint file, a folder or a reachable hub id"
@@ -200,9 +205,9 @@ class DownloadConfig:
 class Entry:
     """A row of the table.
 
-    what: tokenizer, generator or network (one that training or a metric needs).
+    what: tokenizer, generator, codes or network (one that training or a metric needs).
     source: address of the folder of the file, ending in a slash; None if only the paper's README links to it.
-    sha256: the hash, or its beginning.
+    sha256: the hash, or its beginning. licence: of the weights, as far as known; shown before they are downloaded.
     """
 
     what: str = ""
@@ -213,6 +218,7 @@ class Entry:
     sha256: str | None = None
     size: int | None = None
     numbers: str = ""
+    licence: str = ""
 
 
 def read_table(path: str | Path) -> dict[str, Entry]:
@@ -247,6 +253,8 @@ def _download(name: str, entry: Entry, config: DownloadConfig) -> Path:
     record = _read_record(folder)
     known = record.get(path.name, {})
     url = f"{source}{entry.file}" if source else known.get("url", "")
+    if entry.licence:
+        print(f"{name}: licence {entry.licence}")
     fetched = fetch_file(url, path, entry.sha256 or known.get("sha256"), entry.size or known.get("bytes"))
     record[path.name] = {"sha256": fetched.sha256, "bytes": fetched.bytes, "url": url or None}
     partial = folder / f"{RECORD}.partial"
@@ -269,10 +277,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def listing(table: dict[str, Entry]) -> str:
     """The model zoo as text, one line per checkpoint."""
-    rows = [("name", "what", "parameters", "config", "published")]
+    rows = [("name", "what", "parameters", "config", "licence", "published")]
     for name, entry in table.items():
         config = (entry.config or "recognised").removeprefix("configs/")
-        rows.append((name, entry.what, f"{entry.parameters / 1e6:,.0f}M", config, entry.numbers))
+        size = f"{entry.parameters / 1e6:,.0f}M"
+        rows.append((name, entry.what, size, config, entry.licence.partition(" (")[0], entry.numbers))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from common.card import card
 from common.checkpoint import has_weights, load_into, read_config, read_weights, resolve_folder
 from common.config import read_yaml, resolve
 from common.download import fetch
+from common.errors import UserError
 from common.meta import unfilled
 from common.weights import open_weights
 
 __all__ = ["Found", "HubModel", "find", "model_part", "write_folder"]
 
-CARD = """---
-library_name: image-token-lab
-tags:
-- {kind}
----
-
-A {kind} saved by image-token-lab: `{module}.load("FOLDER OR ID")`.
-"""
+STEP = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,26 @@ def find(path: str | Path, order: Sequence[str], known: Callable[[Mapping[str, T
 
     Raises: UserError when there is nothing to load, or it is damaged.
     """
-    found = resolve_folder(path)
+    found = _accelerate_run(Path(path), order) or resolve_folder(path)
     beside = found.suffix == ".safetensors" and found.stem in order and found.with_name("config.json").is_file()
     folder = found.parent if beside else found
-    config = read_config(folder).get("model") if folder.is_dir() else None
-    if isinstance(config, dict):
+    stored = read_config(folder) if folder.is_dir() else {}
+    config = stored.get("model")
+    if isinstance(config, dict) and "vq_model" not in config:  # not of 1d-tokenizer
         name = found.stem if beside else next((name for name in order if has_weights(folder, name)), order[0])
         return Found(folder, partial(read_weights, folder, name), config)
     file = open_weights(folder / "model.safetensors" if found.is_dir() else found, order, known)
-    return Found(file.path, file.tensors, None, file.mapped, file.part, file.args)
+    return Found(file.path, file.tensors, None, file.mapped, file.part, file.args or stored)
+
+
+def _accelerate_run(path: Path, order: Sequence[str]) -> Path | None:
+    """The weights in the newest checkpoint of a run of 1d-tokenizer's trainers, or None."""
+    steps = {int(found[1]): folder for folder in path.glob("checkpoint-*") if (found := STEP.fullmatch(folder.name))}
+    for name in order if steps else ():
+        file = steps[max(steps)] / {"ema": "ema_model"}.get(name, "unwrapped_model") / "pytorch_model.bin"
+        if file.is_file():
+            return file
+    return None
 
 
 def model_part(config: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
@@ -72,13 +79,11 @@ def model_part(config: Mapping[str, Any] | str | Path | None) -> Mapping[str, An
 
 
 def write_folder(folder: Path, model: nn.Module, config: Mapping[str, Any], kind: str) -> None:
-    """`model.safetensors`, `config.json` and a short README. `kind`: tokenizer or generator."""
+    """`model.safetensors` and `config.json`. `kind`: tokenizer or generator."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"kind": kind, "model": dict(config)}, indent=1))
-    module = {"tokenizer": "tokenizer", "generator": "autoregressive"}[kind]
-    (folder / "README.md").write_text(CARD.format(kind=kind, module=module))
 
 
 class HubModel(ModelHubMixin):
@@ -89,6 +94,8 @@ class HubModel(ModelHubMixin):
 
     hub_kind: str
     Config: type
+    source: str | None = None
+    """The path or id that the weights were loaded from."""
 
     def hub_config(self) -> dict[str, Any]:
         """The `model` part of `config.json`."""
@@ -97,6 +104,16 @@ class HubModel(ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         write_folder(Path(save_directory), self, self.hub_config(), self.hub_kind)
 
+    def generate_model_card(
+        self, *, results: str | None = None, data: str | None = None, license: str = "mit"
+    ) -> ModelCard:
+        """See `common.card`; `save_pretrained` and `push_to_hub` pass `model_card_kwargs`."""
+        try:
+            source = resolve_folder(self.source) if self.source else None
+        except UserError:  # it was removed since
+            source = None
+        return ModelCard(card(self, self.hub_kind, source, results, data, license))
+
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: Any = None, **options: Any) -> HubModel:
         folder = Path(model_id) if Path(model_id).is_dir() else fetch(model_id, **options)
@@ -104,4 +121,5 @@ class HubModel(ModelHubMixin):
         with unfilled():
             model = cls(resolve(cls.Config, stated, where="model"))
         load_into(model, read_weights(folder, "model"), str(folder), assign=True)
+        model.source = str(folder)
         return model.eval().requires_grad_(False)

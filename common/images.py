@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from common.errors import UserError
@@ -67,7 +68,8 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"image {str(path)!r} does not exist; it was listed when the job started") from error
     except Exception as error:  # Pillow's decoders raise nearly every kind of exception for damaged files
-        reason = str(error) or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"it is not {', '.join(FORMATS)}" if unknown else str(error) or type(error).__name__
         raise UserError(f"image {str(path)!r} cannot be read ({reason}); replace or remove this file") from error
 
 
@@ -81,6 +83,16 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
+def load_images(paths: Iterable[str | Path], size: int) -> Tensor:
+    """Centre crops of image files, float (B,3,size,size) in [-1,1]. Raises: UserError, as `read_image`."""
+    return from_pixels(torch.from_numpy(np.stack([np.asarray(center_crop(read_image(path), size)) for path in paths])))
+
+
+def save_images(images: Tensor, path: str | Path) -> None:
+    """Float images (B,3,H,W) in [-1,1] -> one PNG, side by side."""
+    write_png(path, np.concatenate(list(to_pixels(images)), axis=1))
+
+
 def write_png(path: str | Path, pixels: np.ndarray) -> None:
     """uint8 (H,W,3) -> PNG, written whole or not at all."""
     path = Path(path)
@@ -90,8 +102,8 @@ def write_png(path: str | Path, pixels: np.ndarray) -> None:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop: halve with BOX while the short side >= 2*size, BICUBIC to the size, crop the middle."""
-    image = _resize_short_side(image, size)
+    """ADM's centre crop: the short side resized to `size`, then the middle."""
+    image = resize_short_side(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
@@ -99,13 +111,14 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_fraction: float = 0.8) -> Image.Image:
     """ADM's random crop: the short side drawn uniformly from [size, ceil(size/min_fraction)], then a random square."""
     short = int(rng.integers(size, int(np.ceil(size / min_fraction)) + 1))
-    image = _resize_short_side(image, short)
+    image = resize_short_side(image, short)
     left = int(rng.integers(0, image.width - size + 1))
     top = int(rng.integers(0, image.height - size + 1))
     return image.crop((left, top, left + size, top + size))
 
 
-def _resize_short_side(image: Image.Image, short: int) -> Image.Image:
+def resize_short_side(image: Image.Image, short: int) -> Image.Image:
+    """ADM's resizing: halve with BOX while the short side >= 2*short, then BICUBIC."""
     while min(image.size) >= 2 * short:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = short / min(image.size)

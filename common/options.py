@@ -50,7 +50,7 @@ class RunConfig:
 class DataConfig:
     """An image folder for training, alone or with codes that a generator made for its images."""
 
-    root: str = opt(MISSING, "image folder: <root>/<class>/*.png, or images directly under <root>")
+    root: str = opt(MISSING, "images: a folder (<root>/<class>/*.png), or tar, zip or parquet files")
     pairs: str | None = opt(None, "pair set of autoregressive.make_pairs: its codes are decoded, root has the targets")
     batch_size: int = opt(256, "global batch size, over all processes", low=1)
     crop: str = opt("random", CROP_HELP, CROPS)

@@ -53,7 +53,7 @@ FLAGS: dict[str, config.Alias] = {"perceptual": "perceptual.name"}
 NOT_IN_QUESTION = {"out": "where results go", "device": "equal up to rounding", "batch_size": "speed"}
 """Options that do not change the figures, with the reason."""
 
-VERSION = 2
+VERSION = 3
 
 
 def run(config: DiagnoseConfig) -> dict[str, Any]:
@@ -169,6 +169,7 @@ def summarise(curves: dict[str, list[float]], prefixes: list[int], usage: CodeUs
         for name, values in curves.items()
     }
     summary = {
+        "codebook_usage": seen["codebook_usage"], "codebook_perplexity": seen["codebook_perplexity"],
         "mean_usage": _mean(seen["usage_per_position"]), "tail_usage": _mean(seen["usage_per_position"][tail]),
         "mean_entropy": _mean(entropy), "tail_entropy": _mean(entropy[tail]),
     }

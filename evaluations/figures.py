@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ["#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#7b8794"]
@@ -21,3 +26,15 @@ def markdown(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "-|" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def png_uri(data: bytes) -> str:
+    """The content of a PNG file as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def figure_uri(figure: Figure) -> str:
+    """A plot as a PNG data URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
+    return png_uri(buffer.getvalue())

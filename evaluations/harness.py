@@ -25,7 +25,7 @@ from common.errors import UserError
 from evaluations import record
 from evaluations.c2i import scores
 from evaluations.metrics import FEATURES
-from evaluations.metrics.features import EfficientNetLite2
+from evaluations.metrics.features import Extractor
 from evaluations.metrics.frechet import Gaussian, Moments, frechet_distance
 from tokenizer.model import Tokenizer
 
@@ -64,7 +64,7 @@ def load_tokenizer(
     return tokenizers.load(path, weights, world.device, config, image_size)
 
 
-def load_extractor(name: str | None, device: torch.device) -> EfficientNetLite2 | None:
+def load_extractor(name: str | None, device: torch.device) -> Extractor | None:
     """The feature extractor of a Frechet distance; None without one. Raises: UserError for an unknown name."""
     if name and name not in FEATURES:
         raise UserError(f"--frechet got {name!r}; expected {', '.join(FEATURES)}")
@@ -150,7 +150,7 @@ class ImageSets:
     """
 
     def __init__(
-        self, world: World, files: Mapping[Hashable, Path], extractor: EfficientNetLite2 | None, packed: bool
+        self, world: World, files: Mapping[Hashable, Path], extractor: Extractor | None, packed: bool
     ) -> None:
         self.world, self.files, self.extractor = world, files, extractor
         self.originals, self.moments = Moments(), {key: Moments() for key in files}

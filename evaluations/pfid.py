@@ -86,7 +86,7 @@ def _run(config: PfidConfig, world: World) -> dict[str, Any]:
         mine = share(count, world.rank, world.size)
         workers = (config.per_proc_batch_size, config.num_workers)
         views: CodeSwaps | LatentNoise
-        if is_continuous(tokenizer):
+        if tokenizer.quantizer.continuous:
             given = harness.visit(dataset, mine, "deviations", *workers)
             images = (from_pixels(each["pixels"].to(world.device)) for each in given)
             views = LatentNoise(config, tokenizer, cells, images)
@@ -122,7 +122,7 @@ def summarise(
     config: PfidConfig, tokenizer: Tokenizer, cells: list[Cell] | list[NoisyCell], sets: ImageSets, count: int
 ) -> dict[str, Any]:
     """Figures of every cell and their mean for every number of tokens; deletes the cells' `.npz`."""
-    continuous, tokens = is_continuous(tokenizer), {}
+    continuous, tokens = tokenizer.quantizer.continuous, {}
     for number, cell in enumerate(cells):
         found: dict[str, float] = {}
         if sets.extractor:
@@ -162,10 +162,6 @@ class NoisyCell(NamedTuple):
     rho: float
 
 
-def is_continuous(tokenizer: Tokenizer) -> bool:
-    return tokenizer.config.quantizer["name"] == "kl"
-
-
 def make_cells(config: PfidConfig, tokenizer: Tokenizer) -> list[Cell] | list[NoisyCell]:
     """All combinations of the options; the first of every length is the unperturbed one.
 
@@ -174,7 +170,7 @@ def make_cells(config: PfidConfig, tokenizer: Tokenizer) -> list[Cell] | list[No
     most = tokenizer.num_tokens
     lengths = sorted(set(config.num_tokens)) or [most]
     _check("num-tokens", lengths, 1, most)
-    if is_continuous(tokenizer):
+    if tokenizer.quantizer.continuous:
         _check("rhos", config.rhos, 0, float("inf"))
         return [NoisyCell(k, rho) for k in lengths for rho in (0.0, *config.rhos)]
     size, quantizer = tokenizer.codebook_size, _groups(tokenizer)[0]

@@ -29,7 +29,7 @@ from common.numerics import autocast
 from evaluations import harness, record
 from evaluations.harness import DecodingConfig, ImageSets
 from evaluations.metrics.codebook_usage import CodeUsage
-from evaluations.metrics.features import EfficientNetLite2
+from evaluations.metrics.features import Extractor
 from evaluations.metrics.psnr import psnr
 from evaluations.metrics.ssim import ssim
 from tokenizer.model import Tokenizer
@@ -132,13 +132,16 @@ class Measurement:
 
     def __init__(
         self, config: ReconstructionConfig, world: World, tokenizer: Tokenizer, lengths: list[int], count: int,
-        extractor: EfficientNetLite2 | None, perceptual: nn.Module | None,
+        extractor: Extractor | None, perceptual: nn.Module | None,
     ) -> None:
         self.config, self.world, self.tokenizer, self.lengths, self.count = config, world, tokenizer, lengths, count
         self.out, self.perceptual, self.packed = Path(config.sample_dir), perceptual, not config.qualitative
         files = {k: self.out / f"tokens_{k:04d}.npz" for k in lengths}
         self.sets = ImageSets(world, files, extractor if self.packed else None, self.packed)
-        self.usage = CodeUsage(tokenizer.num_tokens, tokenizer.codebook_size)
+        self.usage, self.encode, self.decode = None, tokenizer.encode_vectors, self._decode_vectors
+        if not tokenizer.quantizer.continuous:
+            self.usage = CodeUsage(tokenizer.num_tokens, tokenizer.codebook_size)
+            self.encode, self.decode = tokenizer.encode, tokenizer.decode
         self.values: dict[int, dict[str, list[float]]] = {k: {} for k in lengths}
         shown = count if config.qualitative else min(config.num_previews, count)
         self.previewed = set(harness.spread(count, shown))
@@ -148,25 +151,22 @@ class Measurement:
         """One batch of originals, uint8 (B,H,W,3)."""
         images = from_pixels(pixels).to(self.world.device)
         with autocast(self.config.precision, self.world.device):
-            codes = in_fixed_batches(self.tokenizer.encode, images)
-        self.usage.update(codes)
+            codes = in_fixed_batches(self.encode, images)
+        if self.usage:
+            self.usage.update(codes)
         self.sets.add_originals(images)
         self._preview(indices, "_gt", pixels.numpy())
         for k in self.lengths:
             with autocast(self.config.precision, self.world.device):
-                decoded = in_fixed_batches(self.tokenizer.decode, codes[:, :k]).float()
-            rounded_pixels = to_pixels(decoded)
-            rounded = from_pixels(torch.from_numpy(rounded_pixels)).to(images.device)
-            # SSIM's luminance term depends on the offset of the values: it is defined for images in [0,1].
-            psnrs, ssims = psnr(rounded, images, 2.0), ssim((rounded + 1) / 2, (images + 1) / 2, 1.0, 2.0)
-            measured = {"psnr": psnrs, "ssim": ssims[0], "ssim_data_range_2": ssims[1]}
-            if self.perceptual is not None:
-                # As in the papers, LPIPS takes the decoder's output before it is rounded to 8 bits.
-                measured[self.perceptual.name] = self.perceptual(decoded, images)
+                decoded = in_fixed_batches(self.decode, codes[..., :k]).float()
+            rounded_pixels, rounded, measured = compare(decoded, images, self.perceptual)
             for name, values in measured.items():
                 self.values[k].setdefault(name, []).extend(values.tolist())
             self.sets.add(k, rounded, rounded_pixels)
             self._preview(indices, f"_tokens{k:04d}", rounded_pixels)
+
+    def _decode_vectors(self, vectors: Tensor) -> Tensor:
+        return self.tokenizer.decode_vectors(vectors).images
 
     def _preview(self, indices: list[int], suffix: str, pixels: np.ndarray) -> None:
         for index, image in zip(indices, pixels, strict=True):
@@ -176,10 +176,10 @@ class Measurement:
     def finish(self, question: dict[str, Any]) -> harness.Measured | None:
         """Merge all ranks; the main process packs the `.npz`, runs the evaluator and returns the results."""
         self.sets.gather()
-        gathered = dist.gather_objects((self.values, self.usage.counts))
+        gathered = dist.gather_objects((self.values, self.usage and self.usage.counts))
         if not self.world.is_main:
             return None
-        for _, counts in gathered[1:]:
+        for _, counts in gathered[1:] if self.usage else ():
             self.usage.counts += counts
         c, sets = self.config, self.sets
         measured = self.packed and (c.frechet or c.gt_npz_path)
@@ -202,7 +202,8 @@ class Measurement:
             guidance=None, seed=None, precision=c.precision, num_tokens=self.lengths,
             checkpoints={"tokenizer": checkpoint},
         )
-        results = {"num_tokens": self.tokenizer.num_tokens, "codes": self.usage.summary(), "tokens": tokens}
+        codes = self.usage.summary() if self.usage else None
+        results = {"num_tokens": self.tokenizer.num_tokens, "codes": codes, "tokens": tokens}
         return results, sets.flags, protocol
 
     def _figures(self, k: int, values: list[dict[str, list[float]]], about: dict[str, Any]) -> dict[str, float | None]:
@@ -226,11 +227,27 @@ class Measurement:
         return harness.grid([[read(index, suffix) for suffix in suffixes] for index in sorted(self.previewed)[:64]])
 
 
+def compare(
+    decoded: Tensor, images: Tensor, perceptual: nn.Module | None
+) -> tuple[np.ndarray, Tensor, dict[str, Tensor]]:
+    """Decoded images (B,3,H,W) as uint8 (B,H,W,3) and in [-1,1], with figures (B,) against the originals."""
+    pixels = to_pixels(decoded)
+    rounded = from_pixels(torch.from_numpy(pixels)).to(images.device)
+    # SSIM's luminance term depends on the offset of the values: it is defined for images in [0,1].
+    psnrs, ssims = psnr(rounded, images, 2.0), ssim((rounded + 1) / 2, (images + 1) / 2, 1.0, 2.0)
+    measured = {"psnr": psnrs, "ssim": ssims[0], "ssim_data_range_2": ssims[1]}
+    if perceptual is not None:
+        # As in the papers, LPIPS takes the decoder's output before it is rounded to 8 bits.
+        measured[perceptual.name] = perceptual(decoded, images)
+    return pixels, rounded, measured
+
+
 def _print(results: dict[str, Any], out: Path) -> None:
     for k, figures in results["tokens"].items():
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
         print(f"{k:>4} tokens: {shown}")
-    print(f"codebook usage {results['codes']['codebook_usage']:.1%} of {results['codes']['images']} images' codes")
+    if codes := results["codes"]:
+        print(f"codebook usage {codes['codebook_usage']:.1%} of {codes['images']} images' codes")
     print(f"results: {out / 'results.json'}, previews: {out / 'previews'}")
 
 

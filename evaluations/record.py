@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.checkpoint import fingerprint, resolve_folder
+from common.checkpoint import fingerprint, resolve_folder, sha256
 from common.weight_choice import used
 from evaluations.c2i.evaluator import few_images
+from evaluations.metrics.inception import InceptionGraph
 
 __all__ = [
     "Features", "Protocol", "checkpoint", "environment", "few_images", "files_key", "git_commit", "read_current",
-    "weights_key", "write", "write_json",
+    "weights_key", "write", "write_json", "write_text",
 ]
 
 
@@ -93,8 +94,10 @@ def files_key(paths: Iterable[str | Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def weights_key(network: nn.Module) -> str:
-    """A hash of a network's names and weights."""
+def weights_key(network: nn.Module | InceptionGraph) -> str:
+    """A hash of a network's names and weights, or of the file with the Inception graph."""
+    if isinstance(network, InceptionGraph):
+        return sha256(network.path)
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + b"\0" + value.detach().cpu().contiguous().numpy().tobytes())
@@ -130,10 +133,15 @@ def write(
 
 def write_json(path: str | Path, body: Any) -> None:
     """Write JSON atomically."""
+    write_text(path, json.dumps(body, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -75,11 +75,12 @@ class Reference:
         against = precision_recall(self.features.pooled, found.pooled, device=self.extractor.device)
         figures = {
             self.name: frechet_distance(self.gaussian, fit(found.pooled)),
-            f"inception_score_{self.extractor.name}": inception_score(found.probabilities),
             f"precision_{self.extractor.name}": against.precision,
             f"recall_{self.extractor.name}": against.recall,
             **self.held_out,
         }
+        if found.probabilities.shape[1]:
+            figures[f"inception_score_{self.extractor.name}"] = inception_score(found.probabilities)
         if labels is not None:
             if len(labels) != count or labels.max() >= len(self.classes):
                 raise UserError(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from common import config
 from common.config import MISSING, opt
+from common.containers import open_images
 from common.data import ImageFolder
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
@@ -47,10 +48,11 @@ THUMBNAIL = 8
 
 def run(config: BaselinesConfig) -> dict[str, Any]:
     """Measure both baselines and write them to `config.out`; an earlier result for the same question is reused."""
-    train = ImageFolder(config.train_path, config.image_size)
-    held_out = ImageFolder(config.data_path, config.image_size)
+    train = open_images(config.train_path, config.image_size)
+    held_out = open_images(config.data_path, config.image_size)
     asked = {key: value for key, value in dataclasses.asdict(config).items() if key != "out"}
-    question = {"job": "baselines", **asked, "files": record.files_key(train.paths + held_out.paths)}
+    files = train.files(len(train)) + held_out.files(len(held_out))
+    question = {"job": "baselines", **asked, "files": record.files_key(files)}
     earlier = record.read_current(config.out, question)
     if earlier is not None:
         print(f"{config.out}: measured before")

@@ -32,6 +32,7 @@ from autoregressive.guidance import Guidance
 from autoregressive.sample import ImageSampler
 from common import config, dist
 from common.config import MISSING, opt
+from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
@@ -55,9 +56,10 @@ class DrawingsConfig:
     train_path: str = opt(MISSING, "image folder that both were trained on")
     val_path: str = opt(MISSING, "held-out image folder of the same classes")
     out: str = opt(MISSING, "result folder")
-    cfg_scale: float = opt(1.5, "guidance scale of the samples")
+    cfg_scale: float = opt(4.0, "guidance scale of the samples")
     scales: list[float] = opt([1.0, 1.5, 2.5, 4.0], "guidance scales that the same samples are shown at")
     temperature: float = opt(1.0, "sampling temperature")
+    every: int = opt(1, "sample and decode one image for every so many training images of a class", low=1)
     num_tokens: int = opt(16, "tokens of the reconstructions that samples are compared with")
     per_class: int = opt(8, "samples shown per class: the first ones, not selected")
     seed: int = opt(0, "seed of the samples")
@@ -73,7 +75,7 @@ def run(options: DrawingsConfig) -> dict[str, Any]:
         )  # fmt: skip
         sampler = ImageSampler.load(settings, world.device)
         size = sampler.tokenizer.image_size
-        train, held_out = ImageFolder(options.train_path, size), ImageFolder(options.val_path, size)
+        train, held_out = open_images(options.train_path, size), open_images(options.val_path, size)
         if train.classes != held_out.classes:
             raise UserError(f"{options.val_path!r} and {options.train_path!r} must have the same classes")
         path, question = Path(options.out, "results.json"), _question(options, train, held_out)
@@ -82,9 +84,10 @@ def run(options: DrawingsConfig) -> dict[str, Any]:
             print(f"{path}: measured before")
             return earlier
         job = _Job(options, sampler, world.device, read(train), read(held_out))
-        results = job.measure(np.array(train.labels), np.array(held_out.labels))
+        sampled = np.array(train.labels)[:: options.every]
+        results = job.measure(np.array(train.labels), np.array(held_out.labels), sampled)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path.with_name("pictures.npz"), **job.pictures(np.array(train.labels)))
+        np.savez(path.with_name("pictures.npz"), **job.pictures(sampled))
         results = record.write(path, question, results | {"classes": train.classes})
         print(json.dumps({key: value for key, value in results.items() if isinstance(value, float)}, indent=1))
         return results
@@ -95,7 +98,8 @@ def _question(options: DrawingsConfig, train: ImageFolder, held_out: ImageFolder
     checkpoints = {
         "gpt_ckpt": record.checkpoint(options.gpt_ckpt, "model"), "vq_ckpt": record.checkpoint(options.vq_ckpt, "ema"),
     }  # fmt: skip
-    return {"job": "drawings", **asked, **checkpoints, "files": record.files_key(train.paths + held_out.paths)}
+    files = train.files(len(train)) + held_out.files(len(held_out))
+    return {"job": "drawings", **asked, **checkpoints, "files": record.files_key(files)}
 
 
 def read(folder: ImageFolder) -> Tensor:
@@ -111,8 +115,10 @@ class _Job:
         self.train, self.held_out = train, held_out
         self.samples = torch.empty(0)
 
-    def measure(self, train_labels: np.ndarray, held_out_labels: np.ndarray) -> dict[str, Any]:
-        self.samples = self.draw(train_labels, np.arange(len(train_labels)), self.options.cfg_scale)
+    def measure(
+        self, train_labels: np.ndarray, held_out_labels: np.ndarray, sampled_labels: np.ndarray
+    ) -> dict[str, Any]:
+        self.samples = self.draw(sampled_labels, np.arange(len(sampled_labels)), self.options.cfg_scale)
         sets = {
             "samples": self.samples, "reconstructions": self.reconstruct(), "train": self.train,
             "held_out": self.held_out,
@@ -127,7 +133,7 @@ class _Job:
             }
             if "class_accuracy" not in results:
                 classifier = linear_classifier.fit(features["train"], train_labels, int(train_labels.max()) + 1)
-                results["class_accuracy"] = classifier.accuracy(features["samples"], train_labels)
+                results["class_accuracy"] = classifier.accuracy(features["samples"], sampled_labels)
                 results["probe_accuracy"] = classifier.accuracy(features["held_out"], held_out_labels)
         distances, _ = nearest(self.held_out, self.train)
         threshold = float(np.quantile(distances, COPY_QUANTILE))
@@ -150,7 +156,7 @@ class _Job:
     @torch.inference_mode()
     def reconstruct(self) -> Tensor:
         tokenizer, rows = self.sampler.tokenizer, []
-        for pixels in tqdm(self.train.split(BATCH), desc="reconstructions", unit="batch"):
+        for pixels in tqdm(self.train[:: self.options.every].split(BATCH), desc="reconstructions", unit="batch"):
             codes = tokenizer.encode(from_pixels(pixels.to(self.device)))
             rows.append(torch.from_numpy(to_pixels(tokenizer.decode(codes[:, : self.options.num_tokens]))))
         return torch.cat(rows)

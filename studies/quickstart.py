@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "quickstart"
 EMBEDDED = {"emoji": "OpenMoji (openmoji.org), CC BY-SA 4.0", "photos": "see data/photos/LICENSES.md"}
 """Image folders that a job makes from installed packages -> their credit."""
-FAST = {"tokenizer": 500, "gpt": 400}
-"""Training steps of --fast."""
+FAST = {"tokenizer": ["run.steps=300"], "gpt": ["run.steps=250"], "drawings": ["--every", "4"]}
+"""What --fast adds to the words of a stage."""
 Spend = Callable[[list[str]], tuple[int, float]]
 
 
@@ -36,7 +36,7 @@ Spend = Callable[[list[str]], tuple[int, float]]
 class QuickstartConfig:
     out: str = opt("results/quickstart", "folder of all results")
     data: str = opt("emoji", "emoji | photos | your own folder with train/<class>/* and val/<class>/*")
-    fast: bool = opt(False, "a fifth of the training steps: about six minutes on two cores, worse pictures")
+    fast: bool = opt(False, "an eighth of the training steps: about three minutes on two cores, worse pictures")
     num_tokens: list[int] = opt([1, 2, 4, 8, 16, 32, 64], "token counts that are measured and shown")
     processes: int = opt(0, "processes that train, on a CPU; 0 = one per core, at most 4")
 
@@ -51,16 +51,16 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
     many = ["--ten-crop", "crop_ranges=[1.1,1.3]", "--precision", "bf16"]
     made = {options.data: [f"studies.{options.data}", "--out", root]} if options.data in EMBEDDED else {}
     credit = ["--credit", EMBEDDED[options.data]] if options.data in EMBEDDED else []
-    return made | {
+    found = made | {
         "tokenizer": [
             *parallel(options), "tokenizer.train", "--config", str(CONFIGS / "tokenizer.yaml"), f"data.root={train}",
-            f"val_root={val}", f"run.out={tokenizer}", *steps(options, "tokenizer"),
+            f"val_root={val}", f"run.out={tokenizer}",
         ],
         "codes": [*parallel(options), *extract, "--data-path", train, "--code-path", codes, *many],
         "held_out_codes": [*extract, "--data-path", val, "--code-path", held_out, *many],
         "gpt": [
             *parallel(options), "autoregressive.train", "--config", str(CONFIGS / "gpt.yaml"), f"data.codes={codes}",
-            f"data.val_codes={held_out}", "model.num_classes=null", f"run.out={gpt}", *steps(options, "gpt"),
+            f"data.val_codes={held_out}", "model.num_classes=null", f"run.out={gpt}",
         ],
         "baselines": [
             "studies.baselines", "--train-path", train, "--data-path", val, "--out", str(out / "baselines.json"),
@@ -75,16 +75,13 @@ def stages(options: QuickstartConfig) -> dict[str, list[str]]:
         ],
         "report": ["studies.report", "--results", str(out), *credit],
     }  # fmt: skip
+    return {stage: words + FAST.get(stage, []) if options.fast else words for stage, words in found.items()}
 
 
 def parallel(options: QuickstartConfig) -> list[str]:
     """Words that start a job in several processes of one thread each, which two cores serve better than two threads."""
     count = options.processes or min(4, 1 << ((os.cpu_count() or 1).bit_length() - 1))
     return ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"] if count > 1 else []
-
-
-def steps(options: QuickstartConfig, stage: str) -> list[str]:
-    return [f"run.steps={FAST[stage]}"] if options.fast else []
 
 
 class Ledger:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from evaluations.figures import COLOURS, MUTED, STYLE
+from evaluations.figures import COLOURS, MUTED, STYLE, figure_uri, png_uri
 from evaluations.harness import grid
 
-__all__ = ["curves", "file_uri", "quality", "seconds", "strip", "uri"]
+__all__ = ["changes", "curves", "file_uri", "quality", "seconds", "strip", "uri"]
 
 LogLines = Sequence[Mapping[str, Any]]
 COLUMNS = 32
@@ -24,32 +23,27 @@ COLUMNS = 32
 BASELINES = {"bilinear_8x8_psnr": ("thumbnail", ":"), "kmeans_patch_vq_psnr": ("k-means patches", "--")}
 
 
-def _encoded(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
 def uri(pixels: np.ndarray) -> str:
     """uint8 (H,W,3) -> PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return _encoded(buffer.getvalue())
+    return png_uri(buffer.getvalue())
 
 
 def file_uri(path: Path) -> str:
-    return _encoded(path.read_bytes())
+    return png_uri(path.read_bytes())
 
 
-def _figure_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
-    return _encoded(buffer.getvalue())
+def changes(prefixes: np.ndarray) -> np.ndarray:
+    """The change of each image from the one before, the first from white, around grey; uint8 (N,H,W,3)."""
+    signed = prefixes.astype(np.int16)
+    before = np.concatenate((np.full_like(signed[:1], 255), signed[:-1]))
+    return np.clip(128 + (signed - before) * 0.5, 0, 255).astype(np.uint8)
 
 
 def strip(prefixes: np.ndarray) -> str:
     """Images decoded from 1, 2, 3, ... tokens, uint8 (N,H,W,3) -> rows of them, each above the change per token."""
-    signed = prefixes.astype(np.int16)
-    before = np.concatenate((np.full_like(signed[:1], 255), signed[:-1]))
-    changed = np.clip(128 + (signed - before) * 0.5, 0, 255).astype(np.uint8)
+    changed = changes(prefixes)
     rows: list[list[np.ndarray]] = []
     for start in range(0, len(prefixes), COLUMNS):
         rows += [list(part[start : start + COLUMNS]) for part in (prefixes, changed)]
@@ -74,7 +68,7 @@ def quality(metrics: Mapping[str, Any]) -> str:
             axes[0].axhline(value, color=MUTED, linestyle=style, linewidth=1.2)
             axes[0].annotate(f"{name} {value:.1f}", (counts[0], value), xytext=(0, 3), textcoords="offset points",
                              color=MUTED, fontsize=8.5)  # fmt: skip
-        return _figure_uri(figure)
+        return figure_uri(figure)
 
 
 def curves(tokenizer: LogLines, generator: LogLines) -> str:
@@ -96,7 +90,7 @@ def curves(tokenizer: LogLines, generator: LogLines) -> str:
                     plot.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.4)
             plot.set(title=title, xlabel="step")
             plot.legend()
-        return _figure_uri(figure)
+        return figure_uri(figure)
 
 
 def seconds(stages: Mapping[str, float]) -> str:
@@ -110,4 +104,4 @@ def seconds(stages: Mapping[str, float]) -> str:
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.08)
         axes.set_xlabel("seconds")
-        return _figure_uri(figure)
+        return figure_uri(figure)

@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 import tokenizer as tokenizers
 from common import config
 from common.config import opt
-from common.data import ImageFolder, batches
+from common.containers import open_images
+from common.data import batches
 from common.images import from_pixels
 from evaluations import record
 from evaluations.figures import COLOURS, STYLE, markdown
@@ -193,7 +194,7 @@ def changed_codes(options: RobustConfig, variant: str) -> int:
         folder = options.folder(variant, seed)
         before = tokenizers.load(folder / "tokenizer")
         after = [tokenizers.load(folder / f"post-{generator}") for generator in GENERATORS]
-        data = ImageFolder(f"{options.data}/val", before.image_size)
+        data = open_images(f"{options.data}/val", before.image_size)
         for batch in batches(data, range(len(data)), 130):
             images = from_pixels(batch["pixels"])
             codes = before.encode(images)

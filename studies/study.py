@@ -6,7 +6,6 @@ workers, also those of the same command started twice, share one study without r
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,10 +17,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.claims import claim
 from common.config import read_yaml
 from common.errors import UserError
 from common.signals import CTRL_C, REQUEUE
@@ -70,18 +70,9 @@ class Ledger:
         partial.write_text(json.dumps(entry, indent=1) + "\n")
         partial.replace(self._path(stage))
 
-    @contextmanager
-    def claim(self, stage: Stage) -> Iterator[bool]:
+    def claim(self, stage: Stage) -> AbstractContextManager[bool]:
         """Whether the stage is ours while the context lasts; False when another worker has it."""
-        lock = self._path(stage).with_suffix(".lock")
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        return claim(self._path(stage).with_suffix(".lock"))
 
 
 def _configs_hash(words: Sequence[str]) -> str:

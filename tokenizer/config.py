@@ -16,6 +16,9 @@ class TokenizerConfig:
 
     image_size: int = opt(256, "side of the square images, pixels", low=1)
     z_channels: int = opt(256, "channels of the encoder's latents, and except for dino_vit of the decoder's", low=1)
+    quant_conv_kernel: int = opt(
+        1, "kernel of the convolutions around the quantizer; VAR 3, Open-MAGVIT2 and MaskGIT 0 = none", low=0, high=3
+    )
     layout: Layout = field(default_factory=Layout)
     init: str = opt(
         "released", "initial weights: deviation 0.02 as released, or fan-in scale", choices=("released", "fan_in")

@@ -71,5 +71,6 @@ class FrozenCodes:
     def _encode(self, tokenizer: Tokenizer, sharded: nn.Module) -> Tensor:
         from common import parallel  # imports FSDP, which takes a second, and sampling imports this file
 
+        encode = tokenizer.encode_vectors if tokenizer.quantizer.continuous else tokenizer.encode
         with parallel.gathered(sharded, self.precision, self.images.device):
-            return tokenizer.encode(self.images)
+            return encode(self.images)

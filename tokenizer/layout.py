@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from common.config import opt
 from common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -32,3 +36,17 @@ class Layout:
     def extended(self) -> int:
         """Length of the sequence in training, N + M."""
         return self.num_tokens + self.redundant
+
+    def visible(self, there: int, num_tokens: int | Tensor | None) -> tuple[int, Tensor | None]:
+        """Number of leading tokens of `there` that a decoder uses, and a mask (B,keep) of those hidden per image.
+
+        num_tokens: None = at most N; int; or int64 (B,) for images of different lengths.
+        """
+        if num_tokens is None:
+            return min(there, self.num_tokens), None
+        if isinstance(num_tokens, int):
+            if not 1 <= num_tokens <= there:
+                raise UserError(f"num_tokens={num_tokens} but there are {there} tokens; expected 1..{there}")
+            return num_tokens, None
+        # All tokens are kept: reading the largest number would wait for the device.
+        return there, num_tokens.new_ones(there).cumsum(0)[None] > num_tokens[:, None]

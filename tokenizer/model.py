@@ -36,6 +36,15 @@ class Pass:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
+def convolution(width: int, out: int, kernel: int) -> nn.Module:
+    """The convolution before or behind the quantizer. Raises: UserError if there is none and the widths differ."""
+    if kernel:
+        return nn.Conv2d(width, out, kernel, padding=kernel // 2)
+    if width != out:
+        raise UserError(f"model.quant_conv_kernel=0 joins {width} channels to {out}; set z_channels to the quantizer's")
+    return nn.Identity()
+
+
 class Tokenizer(nn.Module, HubModel):
     """images (B,3,H,W) in [-1,1] <-> codes int64 (B,k), k <= N."""
 
@@ -52,13 +61,14 @@ class Tokenizer(nn.Module, HubModel):
             for part in (self.encoder, self.decoder):
                 init_fan_in(part)
         self.quantizer = build("tokenizer.quantizers:QUANTIZERS", config.quantizer)
-        self.quant_conv = nn.Conv2d(config.z_channels, self.quantizer.latent_dim, 1)
+        self.quant_conv = convolution(config.z_channels, self.quantizer.latent_dim, config.quant_conv_kernel)
         width = getattr(self.decoder, "z_channels", config.z_channels)
-        self.post_quant_conv = nn.Conv2d(self.quantizer.codebook_dim, width, 1)
+        self.post_quant_conv = convolution(self.quantizer.codebook_dim, width, config.quant_conv_kernel)
         if config.teacher:
             self.teacher = build(
-                "tokenizer.teachers:TEACHERS", config.teacher, grid=self.encoder.grid, image_size=config.image_size
-            ).requires_grad_(False)
+                "tokenizer.teachers:TEACHERS", config.teacher, image_size=config.image_size,
+                grid=getattr(self.encoder, "image_grid", self.encoder.grid),
+            ).requires_grad_(False)  # fmt: skip
         self.grid = self.encoder.grid
         self.is_1d, decodes_1d = (getattr(part, "tokens_1d", False) for part in (self.encoder, self.decoder))
         if self.is_1d != decodes_1d:

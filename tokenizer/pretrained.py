@@ -19,7 +19,8 @@ __all__ = ["check_teacher", "load_timm", "start_from"]
 def load_timm(name: str, weights: str | None, otherwise: str, **options: Any) -> nn.Module:
     """timm's model `name` with its trained weights, from the file `weights` or timm's cache, without a head.
 
-    `options` such as `img_size` and `patch_size` make timm resample its positions and patches.
+    `options` such as `img_size` and `patch_size` make timm resample its positions and patches; `num_classes` keeps a
+    head of that width.
 
     Raises: UserError where the weights are missing or do not fit; its text ends with `otherwise`, the alternative.
     """
@@ -27,12 +28,14 @@ def load_timm(name: str, weights: str | None, otherwise: str, **options: Any) ->
 
     try:
         local = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
-        return timm.create_model(name, pretrained=not on_meta(), num_classes=0, **local, **options)
+        return timm.create_model(name, pretrained=not on_meta(), **{"num_classes": 0, **local, **options})
     except Exception as error:  # timm and the hub raise many types for a missing file
         where = repr(weights) if weights else "timm's cache"
+        known = timm.get_pretrained_cfg(name)
+        repository = known.hf_hub_id if known else f"timm/{name}"  # one file can serve several names
         raise UserError(
             f"the weights of {name!r} cannot be read from {where} ({type(error).__name__}); "
-            f"get them with 'hf download timm/{name}', or {otherwise}"
+            f"get them with 'hf download {repository}', or {otherwise}"
         ) from error
 
 

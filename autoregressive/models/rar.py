@@ -35,7 +35,7 @@ SPARE_POSITIONS, SPARE_STEPS = 1024, 100
 class RAR(nn.Module, HubModel):
     """Decoder-only transformer over [start, class, code, code, ...] in any order of the codes.
 
-    Source: RAR (arXiv 2411.00776), as RobusTok uses it.
+    Source: RAR (arXiv 2411.00776), as RobusTok (arXiv 2509.12474) uses it.
     """
 
     hub_kind = "generator"

@@ -22,8 +22,8 @@ class _Constants(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        makes = func is Tensor.new_tensor or (func in (torch.tensor, torch.as_tensor) and type(args[0]) is not Tensor)
-        if makes and out.device.type == self.device.type:
+        made = func in (torch.tensor, torch.as_tensor, Tensor.new_tensor) and out.device.type == self.device.type
+        if made and (not isinstance(args[0], Tensor) or func is Tensor.new_tensor):
             self.found.append(f"{func.__name__} of {tuple(out.shape)}")
         return out
 

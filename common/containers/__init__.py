@@ -16,23 +16,24 @@ from typing import Any
 from PIL import Image
 
 from common import dist
-from common.classes import Listing
+from common.classes import Listing, is_hidden
 from common.containers import parquet, tar, zip
 from common.containers.index import check_splits, load_index
 from common.data import ImageFolder
 from common.errors import UserError
-from common.images import read_image
+from common.images import IMAGE_SUFFIXES, read_image
 
 __all__ = ["ImageContainers", "open_images"]
 
-KINDS = {"tar": tar.scan, "zip": zip.scan, "parquet": parquet.scan}
+KINDS = {"tar": tar, "zip": zip, "parquet": parquet}
 SUFFIXES = (".tar", ".zip", ".parquet")
+MOST_OPEN = 64  # files at a time in each process
 
 
 def open_images(root: str | Path, *options: Any, **more: Any) -> ImageFolder:
     """An image folder or images in containers, with the options of `ImageFolder`; prints what was found.
 
-    Raises: UserError as `ImageFolder`, and when a container is damaged or of another kind.
+    Raises: UserError as `ImageFolder`, and when a container is damaged, hostile or of another kind.
     """
     dataset = (ImageContainers if find_containers(str(root))[0] else ImageFolder)(root, *options, **more)
     if dist.rank() == 0:
@@ -57,6 +58,8 @@ def find_containers(root: str) -> tuple[list[Path], str]:
     path = Path(root)
     if path.is_dir():
         found = _containers_in(path)
+        if found and (folder := _image_folder_in(path)):
+            raise UserError(f"{root!r} holds {found[0].name!r} and images in {folder!r}; move one of them elsewhere")
         return found or (_containers_in(path / "data") if (path / "data").is_dir() else []), ""
     inner: list[str] = []
     while not path.exists() and path != path.parent:
@@ -68,6 +71,14 @@ def _containers_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
 
 
+def _image_folder_in(folder: Path) -> str | None:
+    for path in folder.iterdir():
+        names = os.listdir(path) if path.is_dir() and not is_hidden(path.name) else []
+        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+            return path.name
+    return None
+
+
 def _kind(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(512)
@@ -77,7 +88,7 @@ def _kind(path: Path) -> str:
     if found is None:
         raise UserError(
             f"{str(path)!r} is not an image set known here; expected an image folder, or an uncompressed .tar, a .zip "
-            "or a .parquet file"
+            "or a .parquet file (of a file that git-lfs has not fetched: git lfs pull)"
         )
     return found
 
@@ -91,21 +102,28 @@ class ImageContainers(ImageFolder):
         kinds = sorted({_kind(path) for path in self._files})
         if len(kinds) > 1:
             raise UserError(f"{str(self.root)!r} holds {' and '.join(kinds)} files; pass the files of one kind")
-        self.kind = kinds[0]
-        index = load_index(KINDS[self.kind], self._files, str(self.root), inner, ordered=self.kind == "parquet")
-        self._rows, self._open = index.rows, {}
-        index.listing.kind = f"{len(self._files)} {self.kind} file{'s' if len(self._files) > 1 else ''}, "
+        container = KINDS[kinds[0]]
+        index = load_index(container.scan, self._files, str(self.root), inner)
+        self._rows, self._open, self._bytes = index.rows, {}, container.read
+        index.listing.kind = f"{len(self._files)} {kinds[0]} file{'s' if len(self._files) > 1 else ''}, "
         return index.listing
 
     def content(self, index: int) -> bytes:
         number, *where = self._rows[index].tolist()
-        if self.kind == "parquet":
-            return parquet.read(self._files[number], *where[:2])
+        try:
+            return self._bytes(self._handle(number), self._files[number], *where)
+        except Exception as error:  # zlib, pyarrow and the file system have their own kinds of exceptions
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"image {self.name(index)!r} cannot be read ({reason}); download or copy this file again"
+            ) from error
+
+    def _handle(self, number: int) -> int:
         if number not in self._open:
+            if len(self._open) >= MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
             self._open[number] = os.open(self._files[number], os.O_RDONLY)
-        offset, size, method = where
-        # pread leaves the position alone, so loader processes can share an inherited handle.
-        return zip.decode(os.pread(self._open[number], size, offset), method)
+        return self._open[number]
 
     def read(self, index: int) -> Image.Image:
         return read_image(self.name(index), self.content(index))

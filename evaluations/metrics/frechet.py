@@ -10,7 +10,7 @@ Source: Heusel et al., GANs trained by a two time-scale update rule (2017), eq. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 __all__ = ["Gaussian", "Moments", "fit", "frechet_distance"]
 
 NOT_PSD = 1e-6
-"""A covariance whose smallest eigenvalue is below -NOT_PSD times the largest is no covariance."""
+"""A covariance whose smallest eigenvalue is below -NOT_PSD times the largest is not a covariance."""
 
 
 @dataclass(frozen=True)
@@ -51,30 +51,43 @@ class Gaussian:
 class Moments:
     """Streaming mean and unbiased covariance in float64; memory does not grow with the number of images.
 
-    Sums are taken around the first batch's mean, so features far from zero lose no digits.
+    Up to as many images as there are features, the features themselves are kept: they are a small factor of the
+    covariance. Beyond that, sums are taken around the first images' mean, so features far from zero lose no digits.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self._rows: list[np.ndarray] = []
         self._shift: np.ndarray | None = None
 
     def update(self, features: np.ndarray) -> Moments:
         """Add features (B,D)."""
-        features = np.asarray(features, np.float64)
+        self._rows.append(np.asarray(features, np.float64))
+        self.count += len(features)
+        if self.count > features.shape[1]:
+            self._add_rows()
+        return self
+
+    def _add_rows(self) -> None:
+        """Move the features that are kept into the sums."""
+        if not self._rows:
+            return
+        rows, self._rows = np.concatenate(self._rows), []
         if self._shift is None:
-            self._shift = features.mean(axis=0)
+            self._shift = rows.mean(axis=0)
             self._sum = np.zeros_like(self._shift)
             self._outer = np.zeros((len(self._shift), len(self._shift)))
-        centred = features - self._shift
-        self.count += len(features)
+        centred = rows - self._shift
         self._sum += centred.sum(axis=0)
         self._outer += centred.T @ centred
-        return self
 
     def merge(self, other: Moments) -> Moments:
         """Add another process's moments."""
+        for rows in other._rows:
+            self.update(rows)
         if other._shift is None:
             return self
+        self._add_rows()
         if self._shift is None:
             self._shift, self._sum, self._outer = other._shift, other._sum.copy(), other._outer.copy()
         else:
@@ -89,6 +102,11 @@ class Moments:
         """Raises: ValueError for fewer than 2 images."""
         if self.count < 2:
             raise ValueError(f"got {self.count} images; a covariance needs at least 2")
+        if self._shift is None:
+            rows = np.concatenate(self._rows)
+            mean = rows.mean(axis=0)
+            factor = (rows - mean).T / np.sqrt(self.count - 1)
+            return Gaussian(mean, factor @ factor.T, factor)
         mean = self._sum / self.count
         covariance = (self._outer - self.count * np.outer(mean, mean)) / (self.count - 1)
         return Gaussian(self._shift + mean, covariance)
@@ -102,11 +120,7 @@ def fit(features: np.ndarray) -> Gaussian:
     features = np.asarray(features, np.float64)
     if not np.isfinite(features).all():
         raise ValueError("some features are NaN or infinite")
-    gaussian = Moments().update(features).gaussian()
-    if len(features) > features.shape[1]:
-        return gaussian
-    # With few images the centred features themselves are a factor of the covariance, and a small one.
-    return replace(gaussian, known_factor=(features - gaussian.mean).T / np.sqrt(len(features) - 1))
+    return Moments().update(features).gaussian()
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:

@@ -385,12 +385,9 @@ def _hostile(name: str) -> Callable[[Path], None]:
 def test_members_of_shards_cannot_leave_their_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     _hostile(name)(tmp_path / "shards" / "000000.tar")
-    assert len(open_images(tmp_path / "shards", 8)) == 1  # read by offset: where its name leads does not matter
-    with suppress(UserError):  # where the name would lead out; the others end up below the folder
+    with pytest.raises(UserError, match="leads out"):
         unpack(tmp_path / "shards", tmp_path / "deep" / "out")
-    written = list(tmp_path.rglob("*escaped.png"))
-    assert all("out" in path.parts or "out.partial" in path.parts for path in written)
-    assert not Path("/tmp/survive-escaped.png").exists()
+    assert not list(tmp_path.rglob("*escaped.png")) and not Path("/tmp/survive-escaped.png").exists()
 
 
 def test_links_in_shards_are_not_followed(tmp_path: Path) -> None:

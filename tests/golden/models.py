@@ -6,8 +6,9 @@ from typing import Any
 
 from autoregressive.models.gpt import GPT
 from autoregressive.models.rar import RAR
-from common.config import resolve
+from common.config import merge, resolve
 from tokenizer.config import TokenizerConfig
+from tokenizer.families.titok import stated
 
 NO_DROPOUT = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0, "class_dropout": 0.0}
 
@@ -113,3 +114,39 @@ def rar(given: dict[str, Any], codebook_size: int) -> RAR.Config:
         ffn_width=given["intermediate_size"], codebook_size=codebook_size, num_tokens=given["image_seq_len"],
         num_classes=given["condition_num_classes"], attention_dropout=given["attn_drop"], dropout=given["dropout"],
     )  # fmt: skip
+
+
+def titok(arguments: dict[str, Any], about: dict[str, Any]) -> TokenizerConfig:
+    """TiTok and One-D-Piece, by the configuration that their repositories share."""
+    reduced = about.get("reduced_dimensions", {})
+    if reduced:
+        small = {"vit_enc_model_size": "small", "vit_dec_model_size": "small"}
+        arguments = merge(arguments, {"model": {"vq_model": small}})
+    config = stated(arguments)
+    for side in ("encoder", "decoder"):
+        config[side] |= reduced.get(side, {})
+    config["z_channels"] = config["encoder"]["width"]
+    if reduced and config["decoder"]["proxy"] is not None:
+        pixels = reduced["pixel_decoder"]
+        config["decoder"]["proxy"] = {
+            "codebook_size": reduced["num_proxy_codes"], "codebook_dim": pixels["z_channels"],
+            "channels": pixels["hidden_channels"], "multipliers": pixels["channel_mult"],
+            "blocks": pixels["num_res_blocks"],
+        }  # fmt: skip
+    return resolve(TokenizerConfig, config, where="model")
+
+
+def maskgit(arguments: dict[str, Any], about: dict[str, Any]) -> TokenizerConfig:
+    """MaskGIT-VQGAN; without arguments, as released."""
+    part = {"name": "maskgit", "channels": arguments.get("hidden_channels", 128)}
+    part["multipliers"] = arguments.get("channel_mult", [1, 1, 2, 2, 4])
+    part["blocks"] = arguments.get("num_res_blocks", 2)
+    width = arguments.get("z_channels", 256)
+    return resolve(TokenizerConfig, {
+        "image_size": about.get("reduced_dimensions", {}).get("image_size", 256), "z_channels": width,
+        "quant_conv_kernel": 0, "encoder": part, "decoder": part,
+        "quantizer": {
+            "name": "vq", "codebook_size": arguments.get("codebook_size", 1024), "codebook_dim": width,
+            "l2_norm": False, "rotation": False,
+        },
+    }, where="model")  # fmt: skip

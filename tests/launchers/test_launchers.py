@@ -39,8 +39,11 @@ JOBS = {
     "convert_checkpoint.sh": "autoregressive.convert",
     "download_checkpoints.sh": "common.download",
     "model_card.sh": "evaluations.model_card",
-    "benchmark.sh": "benchmarks.run", "check_gpu.sh": "benchmarks.check_gpu.run",
+    "benchmark.sh": "benchmarks.run",
+    "check_gpu.sh": "benchmarks.check_gpu.run",
+    "bench_tokenizers.sh": "evaluations.bench",
     "quickstart.sh": "studies.quickstart",
+    "demo.sh": "studies.demo",
     "test.sh": "pytest",
 }
 VARIABLES = (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autoregressive.models.gpt import GPT
-from benchmarks import evaluation, run, sampling, training
+from benchmarks import evaluation, reading, run, sampling, training
 from benchmarks.plain_sampler import plain_codes
 from benchmarks.timing import matrix_rate
 
@@ -44,6 +44,12 @@ def test_a_training_step_is_measured_against_its_counted_work() -> None:
         precision = "bf16" if case is found["quickstart GPT, bf16"] else "none"
         assert case["mfu"] == pytest.approx(rate / matrix_rate(CPU, precision)) and 0 < case["mfu"] < 1.5
         assert case["peak_memory_gb"] > case["estimated_memory_gb"]
+
+
+def test_every_container_is_read_beside_the_folder() -> None:
+    found = reading.reading(CPU, images=16, each=2, shards=100, repeats=1)
+    assert [*found] == [*reading.WRITERS, "100 shards"] and all(case["ratio"] > 0 for case in found.values())
+    assert found["100 shards"]["handles"] <= 64
 
 
 def test_the_table_has_a_row_for_every_case() -> None:

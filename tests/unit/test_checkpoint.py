@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from common import checkpoint, download
@@ -106,3 +107,14 @@ def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(download, "hf_hub_download", cached)
     monkeypatch.setattr(download.constants, "ENDPOINT", "http://127.0.0.1:9")
     assert download.fetch("owner/vq") == Path("/cache/owner/vq") and asked == [True, True]
+
+
+def test_a_hub_folder_may_hold_one_plain_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_plain(repo_id: str, name: str) -> str:
+        if name != "pytorch_model.bin":
+            raise EntryNotFoundError("404")
+        return f"/cache/{name}"
+
+    monkeypatch.setattr(download, "hf_hub_download", only_plain)
+    monkeypatch.setattr(download, "_reachable", lambda: True)
+    assert download.fetch("owner/vq") == Path("/cache/pytorch_model.bin")

@@ -18,6 +18,7 @@ from autoregressive.models.gpt import GPT
 from autoregressive.released import write_released as write_generator
 from common import checkpoint, weights
 from common.errors import UserError
+from tests import toys
 from tests.unit.test_released_files import SMALL, generators, make, same
 from tokenizer.model import Tokenizer
 from tokenizer.released import write_released as write_tokenizer
@@ -150,6 +151,33 @@ def test_push_to_hub_uploads_the_same_folder(tmp_path, monkeypatch):
     for name, content in uploaded["someone/vq"].items():
         (tmp_path / name).write_bytes(content)
     same(tokenizer.load(tmp_path), model)
+
+
+def test_the_card_has_the_figures_of_these_weights_alone(tmp_path):
+    run_folder = toys.save_tokenizer(tmp_path / "run")
+    about = {"weights_sha256": checkpoint.fingerprint(checkpoint.resolve_folder(run_folder)), "parameters": 10}
+    protocol = {
+        "guidance": None, "images": 5, "features": {}, "labels": None, "precision": "none", "num_tokens": [16],
+    }
+    for name, psnr, sha in (("mine", 21.5, about["weights_sha256"]), ("other", 99.9, "0123456789abcdef")):
+        record = {
+            "question": {"job": "reconstruction"}, "tokens": {"16": {"psnr": psnr}}, "flags": [],
+            "protocol": {**protocol, "checkpoints": {"tokenizer": {**about, "weights_sha256": sha}}},
+            "environment": {"git_commit": None, "command": f"measure {name}"},
+        }  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(record))
+    model = tokenizer.load(run_folder)
+    options = {"results": str(tmp_path), "license": "cc-by-4.0"}
+    model.save_pretrained(tmp_path / "saved", model_card_kwargs=options)
+    told = (tmp_path / "saved/README.md").read_text()
+    assert "license: cc-by-4.0" in told and "library_name: image-token-lab" in told and "pipeline_tag:" in told
+    assert "16 tokens per image, 32 x 32 pixels, a codebook of 64 codes" in told
+    assert "21.5" in told and "measure mine" in told and "99.9" not in told
+    model.save_pretrained(tmp_path / "plain")
+    assert "There is no result record" in (tmp_path / "plain/README.md").read_text()
+    autoregressive.load(toys.save_generator(tmp_path / "gpt")).save_pretrained(tmp_path / "gpt_saved")
+    assert "Trained on 3 classes (apple, bird, cat)" in (tmp_path / "gpt_saved/README.md").read_text()
 
 
 def test_a_hub_id_is_fetched_into_the_cache(tmp_path, monkeypatch):

@@ -163,7 +163,8 @@ def test_what_cannot_be_had_is_one_sentence(server, tmp_path):
 
 @pytest.fixture
 def table(server, tmp_path) -> Path:
-    rows = f"one: {{what: tokenizer, file: one.pt, source: '{server.url}/', config: configs/vq/VQ_SS256.yaml}}\n"
+    rows = f"one: {{what: tokenizer, file: one.pt, source: '{server.url}/', config: configs/vq/VQ_SS256.yaml, "
+    rows += "licence: MIT}\n"
     rows += "two: {what: generator, file: two.bin}\n"
     (tmp_path / "zoo.yaml").write_text(rows)
     return tmp_path / "zoo.yaml"
@@ -178,7 +179,8 @@ def test_hashes_are_recorded_on_first_use_and_held_to_later(table, server, capsy
     assert path.name == "one.pt" and path.read_bytes() == CONTENT
     record = json.loads((path.parent / "checksums.json").read_text())
     assert record == {"one.pt": {"sha256": DIGEST, "bytes": len(CONTENT), "url": f"{server.url}/one.pt"}}
-    assert "hash recorded; config configs/vq/VQ_SS256.yaml" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "hash recorded; config configs/vq/VQ_SS256.yaml" in printed and printed.startswith("one: licence MIT\n")
     download.run(settings(table, "one"))
     assert "already there" in capsys.readouterr().out
     path.unlink()
@@ -214,8 +216,10 @@ def test_the_shipped_table_is_complete(capsys):
     download.run(download.DownloadConfig(show=True))
     printed = capsys.readouterr().out
     for name, entry in table.items():
-        assert name in printed and entry.file and entry.parameters > 1e7
+        assert name in printed and entry.file and (entry.parameters > 1e7 or entry.what == "codes")
         assert entry.config is None or (download.ROOT / entry.config).is_file()
-    assert "136M        vq/VQ_SS256.yaml               rFID 1.01, LPIPS 0.2226" in printed
-    families = {name.partition("_")[0] for name, entry in table.items() if entry.what != "network"}
-    assert families == {"gigatok", "retok", "llamagen", "robustok"}
+    words = [line.split() for line in printed.splitlines()]
+    assert ["gigatok_S-S", "tokenizer", "136M", "vq/VQ_SS256.yaml", "rFID", "1.01,", "LPIPS", "0.2226"] in words
+    assert "3.91" in table["titok_S-128"].numbers and table["titok_S-128"].licence.startswith("Apache-2.0")
+    families = {name.partition("_")[0] for name, entry in table.items() if entry.what in ("tokenizer", "generator")}
+    assert families >= {"gigatok", "retok", "llamagen", "robustok", "titok", "onedpiece", "maskgit"}

@@ -11,7 +11,16 @@ from PIL import Image, ImageOps
 
 from common import npz
 from common.errors import UserError
-from common.images import center_crop, from_pixels, random_crop, read_image, to_pixels, write_png
+from common.images import (
+    center_crop,
+    from_pixels,
+    load_images,
+    random_crop,
+    read_image,
+    save_images,
+    to_pixels,
+    write_png,
+)
 from common.npz import NpzWriter
 from tests.toys import read_npz
 
@@ -20,6 +29,16 @@ def test_eight_bit_images_survive_the_round_trip() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3)
     assert np.array_equal(to_pixels(from_pixels(pixels)), pixels.numpy())
     assert to_pixels(torch.tensor([-9.0, 9.0, 0.0]).reshape(1, 3, 1, 1)).tolist() == [[[[0, 255, 128]]]]
+
+
+def test_images_are_loaded_as_a_batch_and_saved_side_by_side(tmp_path: Path) -> None:
+    for name, value in (("a.png", 10), ("b.png", 200)):
+        Image.new("RGB", (40, 30), (value,) * 3).save(tmp_path / name)
+    images = load_images([tmp_path / "a.png", tmp_path / "b.png"], 16)
+    assert images.shape == (2, 3, 16, 16)
+    save_images(images, tmp_path / "both.png")
+    saved = np.asarray(Image.open(tmp_path / "both.png"))
+    assert saved.shape == (16, 32, 3) and saved[0, 0, 0] == 10 and saved[0, -1, 0] == 200
 
 
 @pytest.mark.parametrize("size", [(300, 200), (64, 64), (65, 900)])

@@ -149,6 +149,15 @@ def test_a_continuous_tokenizer_says_that_it_has_no_codes() -> None:
             ask()
 
 
+@pytest.mark.parametrize("name", ["vq", "vq_hits", "lfq"])
+def test_codes_that_only_another_rank_chose_are_in_use(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantizer = small(name).train()
+    mine, theirs = torch.tensor([0, 0, 1]), torch.tensor([2, 3, 3])
+    monkeypatch.setattr(dist, "all_gather", lambda mine: [mine, theirs])
+    quantizer._remember(mine)
+    assert quantizer.seen().nonzero().flatten().tolist() == [0, 1, 2, 3]
+
+
 # ----------------------------------------------------------------------------------------------- codebook refresh
 
 WITH_REFRESH = ("vq", "vq_hits")

@@ -34,7 +34,8 @@ def test_every_stage_is_a_command_that_its_job_understands(stage, monkeypatch, c
 def test_other_data_and_fewer_steps() -> None:
     own = stages(QuickstartConfig(data="/my/images", fast=True))
     assert "emoji" not in own and "data.root=/my/images/train" in own["tokenizer"]
-    assert {"run.steps=500"} <= set(own["tokenizer"]) and "--credit" not in own["report"]
+    assert {"run.steps=300"} <= set(own["tokenizer"]) and own["drawings"][-2:] == ["--every", "4"]
+    assert "run.steps=300" not in STAGES["tokenizer"] and "--credit" not in own["report"]
     assert next(iter(stages(QuickstartConfig(data="photos")))) == "photos"
 
 

@@ -27,6 +27,7 @@ from common.config import resolve
 from common.errors import UserError
 from common.weights import open_weights
 from tokenizer.config import TokenizerConfig
+from tokenizer.families import BY_NAME
 from tokenizer.model import Tokenizer
 from tokenizer.released import find_tokenizer, from_released, to_released, write_released
 
@@ -99,7 +100,7 @@ def test_a_file_in_the_papers_layout_loads_bit_identically_and_is_recognised(nam
     # Convolutions do not show the size of their images.
     again = tokenizer.load(tmp_path / "released.pt", config={"image_size": 16} if name == "cnn" else None)
     same(model, again)
-    assert f"recognised a {name} tokenizer" in capsys.readouterr().err
+    assert f"recognised {BY_NAME[name].title}, " in capsys.readouterr().err
     wanted = dataclasses.asdict(model.config)
     wanted["encoder"]["transformer"] = dataclasses.asdict(again.config)["encoder"].get("transformer")
     assert dataclasses.asdict(again.config)["layout"] == wanted["layout"] or name == "cnn"
@@ -115,7 +116,7 @@ def test_a_generator_loads_bit_identically_and_is_recognised(name, tmp_path, cap
     torch.save({"model": model.state_dict(), "steps": 7, "args": argparse.Namespace(lr=1e-4)}, path)
     again = autoregressive.load(path)
     same(model, again)
-    assert "recognised a " in capsys.readouterr().err
+    assert "recognised " in capsys.readouterr().err
     codes, labels = torch.randint(40, (1, model.num_tokens)), torch.tensor([3])
     assert torch.equal(model(codes, labels), again(codes, labels))
 

@@ -14,7 +14,7 @@ from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.paper_yaml import from_robustok
 
 ROOT = Path(__file__).parents[2]
-# The keys and values of the released files; spec robustok 1.8.
+# The keys and values of the released files.
 MODEL = """
 vq_model: VQ-16
 ema: true

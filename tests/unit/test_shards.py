@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_one_sentence(made: Path, tmp_path: Path) -> None
         ("unlabelled", {"1.png": png(), "2.png": png(), "2.cls": b"0"}, "has no label"),
         ("none", {}, "holds no images"),
         ("twice", {"1.png": png(), "1.jpg": png(), "1.cls": b"0"}, "several images of one key"),
-        ("label", {"1.png": png(), "1.cls": b"cat"}, "cannot be read"),
+        ("label", {"1.png": png(), "1.cls": b"cat"}, "cannot be read .*not a class number"),
     ):
         with pytest.raises(UserError, match=message):
             open_images(foreign(tmp_path / name, **members), 32)
@@ -113,7 +113,7 @@ def test_what_cannot_be_read_is_one_sentence(made: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="uncompressed"):
         open_images(tmp_path / "none", 32)
     hostile = foreign(tmp_path / "hostile", **{"../../x.png": png(), "../../x.cls": b"0"})
-    with pytest.raises(UserError, match="outside"):
+    with pytest.raises(UserError, match="leads out"):
         shards.unpack(hostile, tmp_path / "out")
     broken = foreign(tmp_path / "broken", **{"1.png": b"no image", "1.cls": b"0"})
     with pytest.raises(UserError, match=r"a\.tar:1\.png.*cannot be read"):

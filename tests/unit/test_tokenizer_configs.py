@@ -33,7 +33,7 @@ OTHER_QUANTIZERS = {
 }
 OURS = {
     "VQ_SS256_retok_finetune": PARAMETERS["VQ_SS256_retok"], "VQ_SB256_retok_finetune": PARAMETERS["VQ_SB256_retok"],
-    "VQ_SB256_nested_align": 218_236_939,
+    "VQ_SB256_nested_align": 218_236_939, "titok_SL256": 330_260_884, "onedpiece_S256": 51_949_920,
 }
 
 

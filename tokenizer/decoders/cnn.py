@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from tokenizer.encoders.cnn import CnnConfig, conv_level, middle, run_level
 from tokenizer.layers.resnet import (
     AdaptiveGroupNorm,
     GroupNorm,
+    ResBlock,
     UpsampleDepthToSpace,
     UpsampleNearest,
     depth_to_space,
@@ -36,6 +38,9 @@ class CnnDecoder(nn.Module):
     tokens_1d, any_size, groups = False, True, 1
     blocks_per_level = 3
     norm: Callable[[int], nn.Module] = GroupNorm
+    res_block: type[ResBlock] = ResBlock
+    bias = True
+    """Of the residual blocks."""
 
     def __init__(self, config: CnnDecoderConfig, image_size: int, z_channels: int, layout: Layout | None = None):
         super().__init__()
@@ -43,20 +48,24 @@ class CnnDecoder(nn.Module):
         widths = [config.channels * m for m in config.multipliers]
         width = widths[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = middle(width, config.attention, self.norm)
+        self.mid = self.middle(width, config, blocks)
         self.conv_blocks, self.adaptive = nn.ModuleList(), nn.ModuleList()
+        block = partial(self.res_block, norm=self.norm, bias=self.bias)
         upsample = UpsampleDepthToSpace if config.depth_to_space else UpsampleNearest
         for level, out in reversed(list(enumerate(widths))):
             if config.adaptive_norm:
                 self.adaptive.append(AdaptiveGroupNorm(z_channels, width))
             attention = config.attention and level == len(widths) - 1
-            self.conv_blocks.append(conv_level(width, out, blocks, attention, self.norm))
+            self.conv_blocks.append(conv_level(width, out, blocks, attention, block))
             width = out
             if level > 0:
                 self.conv_blocks[-1].upsample = upsample(width)
         self.norm_out = self.norm(width)
         self.conv_out = nn.Conv2d(width, 3 * config.patch**2, 3, padding=1)
         init_weights(self)
+
+    def middle(self, width: int, config: CnnDecoderConfig, blocks: int) -> nn.ModuleList:
+        return middle(width, config.attention, self.norm)
 
     @property
     def last_layer(self) -> nn.Parameter:

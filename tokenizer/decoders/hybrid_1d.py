@@ -80,7 +80,7 @@ class QFormerDecoder(nn.Module):
 
     def forward(self, latents: Tensor, num_tokens: int | Tensor | None = None) -> DecoderFeatures:
         tokens = latents.flatten(2).transpose(1, 2)
-        keep, hidden = self._visible(tokens, num_tokens)
+        keep, hidden = self.layout.visible(tokens.shape[1], num_tokens)
         memory = self.decoder_embed(self.ln_pre(tokens[:, :keep]))
         tables = [self.latent_token_positional_embedding]
         if self.layout.redundant:
@@ -105,18 +105,6 @@ class QFormerDecoder(nn.Module):
             return memory.mean(dim=1, keepdim=True)
         shown = (~hidden)[:, : self.layout.num_tokens, None].to(memory.dtype)
         return (memory * shown).sum(dim=1, keepdim=True) / shown.sum(dim=1, keepdim=True)
-
-    def _visible(self, tokens: Tensor, num_tokens: int | Tensor | None) -> tuple[int, Tensor | None]:
-        """Number of leading tokens that are used, and a mask (B,keep) of those hidden per image."""
-        there = tokens.shape[1]
-        if num_tokens is None:
-            return min(there, self.layout.num_tokens), None
-        if isinstance(num_tokens, int):
-            if not 1 <= num_tokens <= there:
-                raise UserError(f"num_tokens={num_tokens} but there are {there} tokens; expected 1..{there}")
-            return num_tokens, None
-        # All tokens are kept: reading the largest number would wait for the device.
-        return there, torch.arange(there, device=tokens.device)[None] >= num_tokens[:, None]
 
 
 class Hybrid1dDecoder(nn.Module):

@@ -4,10 +4,14 @@ from tokenizer.encoders.cnn import CnnEncoder
 from tokenizer.encoders.dino_vit import DinoVitEncoder
 from tokenizer.encoders.hybrid_1d import Hybrid1dEncoder
 from tokenizer.encoders.hybrid_2d import Hybrid2dEncoder
+from tokenizer.encoders.maskgit import MaskgitEncoder
+from tokenizer.encoders.titok import TitokEncoder
 
 ENCODERS = {
     "cnn": CnnEncoder,
     "hybrid_1d": Hybrid1dEncoder,
     "hybrid_2d": Hybrid2dEncoder,
     "dino_vit": DinoVitEncoder,
+    "titok": TitokEncoder,
+    "maskgit": MaskgitEncoder,
 }

@@ -14,28 +14,6 @@ from tokenizer.layers.transformer import QFormerLayer, TransformerConfig, positi
 from tokenizer.layout import Layout
 
 
-class Hybrid1dEncoder(nn.Module):
-    """images (B,3,H,W) -> (latents (B,z_channels,1,N+M), map (B,z_channels,G,G))."""
-
-    @dataclass
-    class Config:
-        cnn: CnnConfig = field(default_factory=CnnConfig)
-        transformer: TransformerConfig = field(default_factory=TransformerConfig)
-
-    tokens_1d, any_size, groups = True, False, 1
-    cnn_class = CnnEncoder
-
-    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
-        super().__init__()
-        self.cnn = self.cnn_class(config.cnn, image_size, z_channels)
-        self.grid = self.cnn.grid
-        self.transformer = QFormerEncoder(config.transformer, self.grid, z_channels, layout)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        spatial = self.cnn(images)
-        return self.transformer(spatial), spatial
-
-
 class QFormerEncoder(nn.Module):
     """map (B,C,G,G) -> latents (B,C,1,N+M)."""
 
@@ -83,3 +61,25 @@ class QFormerEncoder(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         return self.conv_out(features.transpose(1, 2).unsqueeze(2))
+
+
+class Hybrid1dEncoder(nn.Module):
+    """images (B,3,H,W) -> (latents (B,z_channels,1,N+M), map (B,z_channels,G,G))."""
+
+    @dataclass
+    class Config:
+        cnn: CnnConfig = field(default_factory=CnnConfig)
+        transformer: TransformerConfig = field(default_factory=TransformerConfig)
+
+    tokens_1d, any_size, groups = True, False, 1
+    cnn_class, transformer_class = CnnEncoder, QFormerEncoder
+
+    def __init__(self, config: Config, image_size: int, z_channels: int, layout: Layout):
+        super().__init__()
+        self.cnn = self.cnn_class(config.cnn, image_size, z_channels)
+        self.grid = self.cnn.grid
+        self.transformer = self.transformer_class(config.transformer, self.grid, z_channels, layout)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        spatial = self.cnn(images)
+        return self.transformer(spatial), spatial

@@ -30,6 +30,29 @@ def multi_level_pooling(num_tokens: int, grid: int) -> Tensor:
         return cells / cells.sum(dim=1, keepdim=True)
 
 
+def haar_basis(num_tokens: int, grid: int) -> Tensor:
+    """The orthonormal rows (N, G*G) of a 2D Haar wavelet transform, in the order of `multi_level_pooling`.
+
+    Token 0 is the mean; every other token is the difference between the two halves of its block. With N = G*G the rows
+    are a basis. On the CPU, as there.
+
+    Raises: UserError when N is not a power of two or the halves are not whole cells.
+    """
+    rows = [torch.ones(1, grid * grid, device="cpu")]
+    for level in range(num_tokens.bit_length() - 1):
+        parts = 2 ** (level // 2 + 1)
+        if grid % parts:
+            raise UserError(
+                f"layout.num_tokens={num_tokens} needs a grid that divides by {parts} for wavelet queries, the image "
+                f"gives {grid} x {grid}; use fewer tokens or a larger image"
+            )
+        sign = 1.0 - 2.0 * (torch.arange(grid, device="cpu") // (grid // parts) % 2)
+        signs = sign[:, None].expand(grid, grid) if level % 2 else sign.expand(grid, grid)
+        rows.append(signs.flatten().expand(2**level, -1))
+    basis = multi_level_pooling(num_tokens, grid) * torch.cat(rows)
+    return basis / basis.norm(dim=1, keepdim=True)
+
+
 def _blocks(num_tokens: int, grid: int, down: int, across: int) -> Tensor:
     """Membership (down*across, G, G) in {0,1} of the cells in a division into blocks, row-major."""
     if grid % down or grid % across:

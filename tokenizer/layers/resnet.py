@@ -28,18 +28,39 @@ class GroupNorm(nn.GroupNorm):
 class ResBlock(nn.Module):
     """Norm, swish, conv3x3, twice, plus the input (through a 1x1 conv when the width changes)."""
 
-    def __init__(self, channels_in: int, channels_out: int, norm: Callable[[int], nn.Module] = GroupNorm):
+    def __init__(
+        self, channels_in: int, channels_out: int, norm: Callable[[int], nn.Module] = GroupNorm, bias: bool = True
+    ):
         super().__init__()
         self.norm1 = norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
         self.norm2 = norm(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=bias)
+        same = channels_in == channels_out
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1, bias=bias)
+
+    def branch(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.conv2(F.silu(self.norm2(h)))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
+        return self.nin_shortcut(x) + self.branch(x)
+
+
+class HiddenShortcutBlock(ResBlock):
+    """Where the width changes, the 1x1 convolution acts on the branch: the input does not reach the sum (MaskGIT)."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, norm: Callable[[int], nn.Module] = GroupNorm, bias: bool = True
+    ):
+        super().__init__(channels_in, channels_out, norm, bias)
+        self.changes = channels_in != channels_out
+        if self.changes:
+            self.nin_shortcut = nn.Conv2d(channels_out, channels_out, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.branch(x)
+        return h + (self.nin_shortcut(h) if self.changes else x)
 
 
 class AttnBlock(nn.Module):
@@ -69,6 +90,17 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class DownsampleCentred(nn.Module):
+    """conv3x3 with stride 2; zeros are padded on all sides (Open-MAGVIT2)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
 
 
 class UpsampleNearest(nn.Module):

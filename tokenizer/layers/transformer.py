@@ -74,9 +74,10 @@ class ViTLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """x (B,L,D), hidden (B,L) bool with True = not attended -> (B,L,D)."""
         h = self.norm1(x)
-        x = x + self.self_attn(h, h, h)
+        x = x + self.self_attn(h, h, h, hidden)
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
 
 

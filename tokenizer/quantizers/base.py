@@ -37,6 +37,8 @@ class Quantizer(nn.Module):
     """
 
     groups = 1
+    continuous = False
+    """True if vectors have no codes."""
     needs_grid = False
     """True if latents must be a grid, as those of 2D encoders are."""
 

@@ -26,6 +26,8 @@ class DiagonalGaussian(Quantizer):
         dim: int = opt(8, "channels e of a vector")
         weight: float = opt(5e-12, "factor of the KL term, which sums over an image while pixel losses are means")
 
+    continuous = True
+
     def __init__(self, config: Config):
         super().__init__(config, config.dim)
 

@@ -113,7 +113,7 @@ def _redundant_tokens(model: Tokenizer, fixture: Fixture, report: Report) -> Non
             given, kept = int(words[2]), int(words[-1]) if words[-1].isdigit() else None
             report.close(name, model.decode(codes[:1, :given], kept), expected)
     hidden = io["mask_key_padding"]
-    decoder._visible = lambda tokens, num_tokens: (hidden.shape[1], hidden)
+    decoder.layout.visible = lambda there, num_tokens: (hidden.shape[1], hidden)
     features = decoder(model.post_quant_conv(vectors))
     report.close("rec_spatial_masked", features.spatial, io["rec_spatial_masked"])
     report.close("decoded_masked", model.decoder.cnn(features.spatial), io["decoded_masked"])
