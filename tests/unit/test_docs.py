@@ -19,7 +19,9 @@ from tests import toys
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "Detailed_instructions.md", "CONTRIBUTING.md")
-WITHOUT_A_DRY_RUN = ("bash env_install.sh", "bash scripts/test.sh", ".venv/bin/ruff", ". set_env_vars.sh", "git clone", "cd ", "export ")
+WITHOUT_A_DRY_RUN = (
+    "bash env_install.sh", "bash scripts/test.sh", ".venv/bin/ruff", ". set_env_vars.sh", "git clone", "cd ", "export ",
+)  # fmt: skip
 
 
 def text(document):
