@@ -53,7 +53,8 @@ def matrix(device: torch.device) -> Figures:
     ranks = min(2, torch.cuda.device_count()) if device.type == "cuda" else 2
     cells = [(way, precision) for way in ("none", "ddp", "fsdp") for precision in ("none", "bf16")]
     if device.type == "cpu":
-        cells = [("none", "none"), ("fsdp", "bf16")]
+        # Under fsdp and bf16 torch's CPU layer norm refuses bf16 weights with float32 inputs, which CUDA's casts.
+        cells = [("none", "bf16"), ("fsdp", "none")]
     seconds = {}
     for way, precision in cells:
         with tempfile.TemporaryDirectory() as folder:
