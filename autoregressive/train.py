@@ -23,7 +23,7 @@ from common.containers import open_images
 from common.data import batches, share, stream
 from common.dist import World
 from common.errors import UserError
-from common.estimate import measure
+from common.estimate import measure, shortage
 from common.images import from_pixels
 from common.paper_flags import joined
 from common.token_lines import TokenLines
@@ -236,6 +236,7 @@ def run(config: TrainConfig) -> None:
     with loop.job(config.run) as world:
         source = Source(config, world)
         config = dataclasses.replace(config, model=source.complete(config.model))
+        warning = shortage(without_data(config), config.data.batch_size, config.run, world)
         trainee = GeneratorTrainee(config, world, source)
         data = config.data
 
@@ -245,7 +246,8 @@ def run(config: TrainConfig) -> None:
 
         described = dataclasses.asdict(config)
         loop.run(
-            trainee, loader, config.run, config.log, world, described, source.provenance(), source.dataset.name
+            trainee, loader, config.run, config.log, world, described, source.provenance(), source.dataset.name,
+            warning,
         )
 
 

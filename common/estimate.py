@@ -22,7 +22,7 @@ from common.numerics import MetaAutocast
 from common.options import EstimateConfig, RunConfig
 from common.trainee import Trainee
 
-__all__ = ["Estimate", "measure"]
+__all__ = ["Estimate", "measure", "shortage"]
 
 class _Held:
     """A tensor that autograd has saved."""
@@ -135,6 +135,31 @@ def measure(
         discriminator_bytes=4 * _bytes(discriminator),  # weights, gradients, two moments
         frozen_bytes=_bytes(frozen),
         activations_bytes=ledger.peak,
+    )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a GPU; None for other devices."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def shortage(
+    without_data: tuple[Callable[[World], Trainee], Callable[[int], dict[str, Tensor]]], batch_size: int,
+    run: RunConfig, world: World,
+) -> str | None:
+    """A warning when a step is estimated to need more memory than the GPU has free, else None.
+
+    `without_data`: the arguments `build` and `batch` of `measure`.
+    """
+    free = free_bytes(world.device) if world.is_main else None
+    if free is None:
+        return None
+    needed = measure(*without_data, batch_size, run, EstimateConfig(ranks=world.size)).memory_bytes
+    if needed <= free:
+        return None
+    return (
+        f"warning: a step is estimated to need {needed / 1e9:.1f} GB on each GPU, {free / 1e9:.1f} GB are free; "
+        "try run.recompute=true, run.accumulate=2 or run.parallel=fsdp"
     )
 
 

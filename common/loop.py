@@ -53,16 +53,20 @@ def run(
     run_config: dict[str, Any],
     meta: dict[str, Any] | None = None,
     name: Callable[[int], str] = str,
+    warning: str | None = None,
 ) -> Path:
     """Train until `config.steps`; returns the last checkpoint's folder.
 
     `loader(start, stop)` yields this rank's batches for steps [start, stop); `name(index)` describes an item of them.
-    `run_config` becomes `config.json`; `meta` goes into the manifest of every checkpoint.
+    `run_config` becomes `config.json`; `meta` goes into the manifest of every checkpoint; `warning` is logged first.
 
     Raises: UserError when a step is not finite and the policy is to stop, and when data or disk fail (data: after a
     save); SystemExit(130 or 75) after a signal (after a save).
     """
-    return _Run(trainee, config, log, world, run_config, meta, name).train(loader)
+    job = _Run(trainee, config, log, world, run_config, meta, name)
+    if warning:
+        job.logger.say(warning)
+    return job.train(loader)
 
 
 class _Run:

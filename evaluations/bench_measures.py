@@ -329,11 +329,11 @@ def _distances(
     if "fd" in wanted:
         found["fd"] = _frechet(x, y, counts, counts)
     if "kid" in wanted:
-        repeated = mmd.kid_replicates(x, y, counts, counts, device)
+        repeated = mmd.kid_replicates(x, y, counts, device)
         found["kid"] = {"value": mmd.kid(x, y, device=device), "replicates": repeated.tolist()}
     if "mmd" in wanted:
-        repeated = mmd.cmmd(x, y, counts, counts, device)
-        found["mmd"] = {"value": float(mmd.cmmd(x, y, device=device)[0]), "replicates": repeated.tolist()}
+        repeated = mmd.cmmd_replicates(x, y, counts, device)
+        found["mmd"] = {"value": mmd.cmmd(x, y, device), "replicates": repeated.tolist()}
     if "precision_recall" in wanted and len(x) > NEIGHBOURS:
         both = precision_recall(x, y, NEIGHBOURS, device=device)
         found |= {"precision": {"value": both.precision}, "recall": {"value": both.recall}}

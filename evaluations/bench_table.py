@@ -131,7 +131,9 @@ def _judge(name: str, figures: list[dict[str, Any]]) -> None:
     best = max(known, key=lambda at: better * figures[at]["value"])
     figures[best]["verdict"] = "best"
     for at in known:
-        if at != best and len(replicates[at]) == len(replicates[best]) > 0:
+        if at != best and figures[at]["value"] == figures[best]["value"]:
+            figures[at]["verdict"] = "equal"
+        elif at != best and len(replicates[at]) == len(replicates[best]) > 0:
             low, high = interval(replicates[at] - replicates[best])
             figures[at]["difference"] = [low, high]
             figures[at]["verdict"] = "equal" if low <= 0 <= high else "worse"

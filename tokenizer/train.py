@@ -17,7 +17,7 @@ from common.containers import open_images
 from common.data import ImageFolder, batches, share, stream
 from common.dist import World
 from common.errors import UserError
-from common.estimate import measure
+from common.estimate import measure, shortage
 from common.guard import Alarm
 from common.images import from_pixels
 from common.pairs import PairFolder
@@ -289,6 +289,7 @@ def run(config: TrainConfig) -> None:
     """The job behind `python -m tokenizer.train`."""
     check_teacher(config)
     with loop.job(config.run) as world:
+        warning = shortage(without_data(config), config.data.batch_size, config.run, world)
         trainee = TokenizerTrainee(config, world)
         trainee.hold_codes()
         given = config.data
@@ -301,7 +302,7 @@ def run(config: TrainConfig) -> None:
             return stream(data, *order, workers=given.workers)
 
         described = dataclasses.asdict(config)
-        loop.run(trainee, loader, config.run, config.log, world, described, {"data": data.facts()}, data.name)
+        loop.run(trainee, loader, config.run, config.log, world, described, {"data": data.facts()}, data.name, warning)
 
 
 def without_data(config: TrainConfig) -> tuple[Callable[[World], TokenizerTrainee], Callable[[int], dict[str, Tensor]]]:

@@ -1,7 +1,7 @@
 """Parquet files of the Hugging Face hub: columns `image` ({bytes, path} or bytes) and `label`.
 
-An image's place is its page and its position there (Apache Parquet format: a page is compressed by itself), so one
-image costs reading about a megabyte. Where pages are of a kind that is not read here, it costs its whole row group.
+Where the column is not compressed, an image is read alone. Otherwise its place is its page, which is compressed by
+itself, and its position there. Where pages are of a kind that is not read here, it costs its whole row group.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ dictionary page, in the order in which they occurred. Source: the Apache Parquet
 from __future__ import annotations
 
 import os
+import struct
 from typing import Any
 
 __all__ = ["CODECS", "places"]
@@ -50,7 +51,26 @@ def places(handle: int, metadata: Any, group: int) -> list[Place] | None:
         else:
             return None
         offset += length + header[3]
-    return found if coded == len(entries) and len(found) == rows.num_rows else None
+    if coded != len(entries) or len(found) != rows.num_rows:
+        return None
+    return found if codec else _singly(handle, found)
+
+
+def _singly(handle: int, pages: list[Place]) -> list[Place]:
+    """Places within pages that are not compressed -> the places of the values alone."""
+    found: list[Place] = []
+    at = 0
+    for offset, _, _, position, levels in pages:
+        if position == 0:
+            at = offset + (4 + _length(handle, offset) if levels else 0)
+        size = 4 + _length(handle, at)
+        found.append((at, size, size, 0, 0))
+        at += size
+    return found
+
+
+def _length(handle: int, offset: int) -> int:
+    return struct.unpack("<I", os.pread(handle, 4, offset))[0]
 
 
 def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.images import to_pixels
 from common.networks.efficientnet_lite import EfficientNetLite
 from evaluations.metrics.inception import InceptionGraph
@@ -18,6 +20,10 @@ from tokenizer.pretrained import load_timm
 from tokenizer.teachers import CLIP, IMAGENET
 
 __all__ = ["ClipL14", "DinoV2L14", "EfficientNetLite2", "Extractor", "Features", "InceptionAdm", "extract"]
+
+
+WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+"""Names of the file with the weights in a repository of timm's."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,21 @@ class InceptionAdm:
         return found.pool, found.logits
 
 
+def _pretrained(model: str, **options: Any) -> nn.Module:
+    """timm's model with its trained weights. Offline, missing weights are noticed before the network is built.
+
+    Raises: UserError where the weights are missing.
+    """
+    import timm
+
+    otherwise = "measure the embedded distance 'fd_efficientnet_lite2'"
+    repository = timm.get_pretrained_cfg(model).hf_hub_id
+    cached = any(isinstance(try_to_load_from_cache(repository, file), str) for file in WEIGHTS)
+    if constants.HF_HUB_OFFLINE and not cached:
+        raise UserError(f"the weights of {model!r} are not in the cache: hf download {repository}; or {otherwise}")
+    return load_timm(model, None, otherwise, **options)
+
+
 class _TimmVit:
     """A ViT from timm's cache. Images are resized as Pillow does (bicubic, antialiased)."""
 
@@ -82,8 +103,7 @@ class _TimmVit:
     statistics = IMAGENET
 
     def __init__(self, device: torch.device | str = "cpu", **options: Any) -> None:
-        otherwise = "measure the embedded distance 'fd_efficientnet_lite2'"
-        self.network = load_timm(self.model, None, otherwise, **options).eval().requires_grad_(False).to(device)
+        self.network = _pretrained(self.model, **options).eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

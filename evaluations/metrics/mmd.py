@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "SUBSETS", "SUBSET_SIZE", "cmmd", "kernel_sums", "kid", "kid_replicates"]
+__all__ = ["BLOCK", "SUBSETS", "SUBSET_SIZE", "cmmd", "cmmd_replicates", "kernel_sums", "kid", "kid_replicates"]
 
 BLOCK = 4096
 """Images a side whose kernel values are held at a time."""
@@ -32,56 +32,66 @@ def kid(first: np.ndarray, second: np.ndarray, size: int = SUBSET_SIZE, device: 
     """
     size = min(size, len(first), len(second))
     x, y = (torch.as_tensor(side).to(device, torch.float64) for side in (first, second))
-    if size == len(x) == len(y):  # every subset would be the whole
-        return float(kid_replicates(first, second, *[np.ones((1, size))] * 2, device=device)[0])
     rng, found = np.random.RandomState(SUBSET_SEED), []
-    for _ in range(SUBSETS):
+    for _ in range(1 if size == len(x) == len(y) else SUBSETS):  # one subset is the whole, and so are all others
         a, b = (side[torch.from_numpy(rng.choice(len(side), size, replace=False))] for side in (x, y))
         within = sum(_polynomial(each, each).fill_diagonal_(0).sum() for each in (a, b)) / (size * (size - 1))
         found.append(float(within - 2 * _polynomial(a, b).mean()))
     return float(np.mean(found))
 
 
-def kid_replicates(
-    first: np.ndarray, second: np.ndarray, counts: np.ndarray, other_counts: np.ndarray,
-    device: torch.device | str = "cpu",
-) -> np.ndarray:
-    """The unbiased squared MMD of all images, in which image i occurs counts[b,i] times: float64 (B,).
+def cmmd(first: np.ndarray, second: np.ndarray, device: torch.device | str = "cpu") -> float:
+    """1000 times the squared MMD (V-statistic, as in the reference implementation) of features (N,D) and (M,D).
 
-    A pair of copies of one image is left out, as an image and itself are.
+    Features are scaled to length 1 here.
+    """
+    x, y = _unit(first), _unit(second)
+    pairs = ((x, x, 1), (y, y, 1), (x, y, -2))
+    ones = {len(side): np.ones((1, len(side))) for side in (x, y)}
+    return SCALE * sum(
+        weight * kernel_sums(a, b, _gaussian, ones[len(a)], ones[len(b)], device)[0] / (len(a) * len(b))
+        for a, b, weight in pairs
+    )
+
+
+def kid_replicates(
+    first: np.ndarray, second: np.ndarray, counts: np.ndarray, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """The unbiased squared MMD with KID's kernel of all images in each resample: float64 (B,).
 
     Args:
-        counts, other_counts: (B,N) and (B,M), one row for each resample of the two sides.
+        first, second: features (N,D); row i of both belongs to image i.
+        counts: (B,N), how often each image occurs. A pair of copies of one image counts as an image and itself do.
     """
-    found = np.zeros(len(counts))
-    for side, times in ((first, counts), (second, other_counts)):
-        square = np.asarray(side, np.float64)
-        own = (np.square(square).sum(axis=1) / side.shape[1] + 1) ** 3
-        sums = kernel_sums(side, side, _polynomial, times, times, device) - np.square(times) @ own
-        found += sums / (times.sum(axis=1) ** 2 - np.square(times).sum(axis=1))
-    across = kernel_sums(first, second, _polynomial, counts, other_counts, device)
-    return found - 2 * across / (counts.sum(axis=1) * other_counts.sum(axis=1))
+    within = [_means(side, side, _polynomial, counts, device)[0] for side in (first, second)]
+    apart, own = _means(first, second, _polynomial, counts, device)
+    return sum(within) - 2 * _all_pairs(apart, own, len(first))
 
 
-def cmmd(
-    first: np.ndarray, second: np.ndarray, counts: np.ndarray | None = None, other_counts: np.ndarray | None = None,
-    device: torch.device | str = "cpu",
+def cmmd_replicates(
+    first: np.ndarray, second: np.ndarray, counts: np.ndarray, device: torch.device | str = "cpu"
 ) -> np.ndarray:
-    """1000 times the squared MMD (V-statistic, as in the reference implementation) of unit-length features.
+    """`cmmd` in each resample: float64 (B,); arguments as for `kid_replicates`."""
+    x, y = _unit(first), _unit(second)
+    pairs = ((x, x, 1), (y, y, 1), (x, y, -2))
+    terms = [weight * _all_pairs(*_means(a, b, _gaussian, counts, device), len(x)) for a, b, weight in pairs]
+    return SCALE * sum(terms)
 
-    first, second: (N,D) and (M,D) of any length, scaled to length 1 here. counts: as in `kid_replicates`; None = each
-    image once. Returns: float64 (B,).
-    """
-    first, second = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
-    counts = np.ones((1, len(first))) if counts is None else counts
-    other_counts = np.ones((1, len(second))) if other_counts is None else other_counts
-    found = np.zeros(len(counts))
-    for (x, times), (y, others), weight in (
-        ((first, counts), (first, counts), 1), ((second, other_counts), (second, other_counts), 1),
-        ((first, counts), (second, other_counts), -2),
-    ):  # fmt: skip
-        found += weight * kernel_sums(x, y, _gaussian, times, others, device) / (times.sum(1) * others.sum(1))
-    return SCALE * found
+
+def _means(
+    first: np.ndarray, second: np.ndarray, kernel: Kernel, counts: np.ndarray, device: torch.device | str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The kernel's mean over pairs of different images, and over pairs of an image and itself: (B,) each."""
+    given = zip(*(torch.as_tensor(side).to(device, torch.float64).split(256) for side in (first, second)), strict=True)
+    own = torch.cat([kernel(x, y).diagonal() for x, y in given]).cpu().numpy()
+    squares, total = np.square(counts), counts.sum(axis=1)
+    sums = kernel_sums(first, second, kernel, counts, counts, device) - squares @ own
+    return sums / (total**2 - squares.sum(axis=1)), counts @ own / total
+
+
+def _all_pairs(apart: np.ndarray, own: np.ndarray, images: int) -> np.ndarray:
+    """The mean over all pairs, of which one in `images` is an image and itself."""
+    return (apart * (images - 1) + own) / images
 
 
 def kernel_sums(
@@ -104,6 +114,10 @@ def kernel_sums(
             y, right = parts(second, other_counts, start)
             total += ((left @ kernel(x, y)) * right).sum(dim=1)
     return total.cpu().numpy()
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def _polynomial(x: Tensor, y: Tensor) -> Tensor:

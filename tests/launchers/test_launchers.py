@@ -40,6 +40,7 @@ JOBS = {
     "download_checkpoints.sh": "common.download",
     "model_card.sh": "evaluations.model_card",
     "benchmark.sh": "benchmarks.run",
+    "check_gpu.sh": "benchmarks.check_gpu.run",
     "bench_tokenizers.sh": "evaluations.bench",
     "quickstart.sh": "studies.quickstart",
     "demo.sh": "studies.demo",

@@ -32,9 +32,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(made: Path, out: Path, **changes: Any) -> BenchConfig:
-    stated = {"num_tokens": [4, 16], "gpt_steps": 2, "resamples": 8, "examples": 2, "networks": [], "device": "cpu"}
-    paths = [str(made / name / "tokenizer") for name in ("one", "grid")]
-    return BenchConfig(tokenizers=paths, data_path=str(made / "images"), out=str(out), **stated | changes)
+    stated: dict[str, Any] = {
+        "num_tokens": [4, 16], "gpt_steps": 2, "resamples": 8, "examples": 2, "networks": [], "device": "cpu",
+    }  # fmt: skip
+    stated["tokenizers"] = [str(made / name / "tokenizer") for name in ("one", "grid")]
+    return BenchConfig(data_path=str(made / "images"), out=str(out), **stated | changes)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -50,8 +52,8 @@ def test_cmmd_is_the_sum_over_all_pairs() -> None:
         return np.mean([np.exp(-((u - v) ** 2).sum() / 200) for u in p for v in q])
 
     expected = 1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b))
-    assert mmd.cmmd(x, y)[0] == pytest.approx(expected, rel=1e-9)
-    assert mmd.cmmd(x, x)[0] == pytest.approx(0, abs=1e-9)
+    assert mmd.cmmd(x, y) == pytest.approx(expected, rel=1e-9)
+    assert mmd.cmmd(x, x) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_replicates_are_the_distances_of_repeated_images() -> None:
@@ -59,7 +61,6 @@ def test_the_replicates_are_the_distances_of_repeated_images() -> None:
     counts, others = resamples(12, 3, 0), resamples(12, 3, 0, "other")
     assert (counts.sum(axis=1) == 12).all() and not (counts == others).all()
     repeated = [(np.repeat(x, a, axis=0), np.repeat(y, b, axis=0)) for a, b in zip(counts, others, strict=True)]
-    np.testing.assert_allclose(mmd.cmmd(x, y, counts, others), [mmd.cmmd(a, b)[0] for a, b in repeated], rtol=1e-8)
     np.testing.assert_allclose(mean_replicates(x[:, 0], counts), [a[:, 0].mean() for a, _ in repeated], rtol=1e-12)
     for width in (5, 40):  # with more and with fewer images than features
         x, y = pair(12, 12, width=width)
@@ -68,18 +69,33 @@ def test_the_replicates_are_the_distances_of_repeated_images() -> None:
         np.testing.assert_allclose(frechet_replicates(x, y, counts, others), expected, rtol=1e-8)
 
 
-def test_kid_replicates_leave_out_copies_of_an_image() -> None:
+def test_replicates_are_weighted_sums_over_pairs_of_different_images() -> None:
     x, y = pair(6, 6, width=4)
-    counts, others = np.array([[2, 1, 0, 1, 1, 1]]), np.array([[1, 1, 1, 1, 1, 1]])
+    times = np.array([2, 1, 0, 1, 1, 1])
 
-    def within(side: np.ndarray, times: np.ndarray) -> float:
+    def mean(p: np.ndarray, q: np.ndarray, kernel: Any, whole: bool) -> float:
         pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
-        weights = [times[i] * times[j] for i, j in pairs]
-        return np.average([(side[i] @ side[j] / 4 + 1) ** 3 for i, j in pairs], weights=weights)
+        apart = np.average([kernel(p[i], q[j]) for i, j in pairs], weights=[times[i] * times[j] for i, j in pairs])
+        own = np.average([kernel(p[i], q[i]) for i in range(6)], weights=times)
+        return (5 * apart + own) / 6 if whole else apart
 
-    across = np.average((x @ y.T / 4 + 1) ** 3, weights=np.outer(counts[0], others[0]))
-    expected = within(x, counts[0]) + within(y, others[0]) - 2 * across
-    assert mmd.kid_replicates(x, y, counts, others)[0] == pytest.approx(expected, rel=1e-9)
+    def cubic(u: np.ndarray, v: np.ndarray) -> float:
+        return (u @ v / 4 + 1) ** 3
+
+    def gaussian(u: np.ndarray, v: np.ndarray) -> float:
+        return np.exp(-((u / np.linalg.norm(u) - v / np.linalg.norm(v)) ** 2).sum() / 200)
+
+    expected = mean(x, x, cubic, False) + mean(y, y, cubic, False) - 2 * mean(x, y, cubic, True)
+    assert mmd.kid_replicates(x, y, times[None])[0] == pytest.approx(expected, rel=1e-9)
+    expected = 1000 * (mean(x, x, gaussian, True) + mean(y, y, gaussian, True) - 2 * mean(x, y, gaussian, True))
+    assert mmd.cmmd_replicates(x, y, times[None])[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_with_every_image_once_replicates_are_the_values() -> None:
+    x, y = pair(30, 30)
+    once = np.ones((1, 30))
+    assert mmd.kid_replicates(x, y, once)[0] == pytest.approx(mmd.kid(x, y), rel=1e-12)
+    assert mmd.cmmd_replicates(x, y, once)[0] == pytest.approx(mmd.cmmd(x, y), rel=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -135,12 +151,12 @@ def test_networks_of_timm_return_their_features(monkeypatch: pytest.MonkeyPatch)
     """Smaller networks of the same kinds, untrained."""
     import timm
 
-    def small(name: str, weights: None, otherwise: str, **options: int) -> torch.nn.Module:
+    def small(name: str, **options: int) -> torch.nn.Module:
         kind = "vit_small_patch14_dinov2" if "dinov2" in name else "vit_base_patch32_clip_quickgelu_224"
         size = {} if "dinov2" in name else {"img_size": 336 - 336 % 32}
         return timm.create_model(kind, pretrained=False, **{"num_classes": 0, **size, **options})
 
-    monkeypatch.setattr(features, "load_timm", small)
+    monkeypatch.setattr(features, "_pretrained", small)
     monkeypatch.setattr(features.ClipL14, "size", 320)
     images = torch.rand(2, 3, 48, 48) * 2 - 1
     for kind, width in ((features.DinoV2L14, 384), (features.ClipL14, 768)):

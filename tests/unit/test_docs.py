@@ -12,12 +12,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from common.download import read_table
+from tests import toys
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "Detailed_instructions.md")
-WITHOUT_A_DRY_RUN = ("bash env_install.sh", "bash scripts/test.sh", ". set_env_vars.sh", "git clone", "cd ", "export ")
+DOCUMENTS = ("README.md", "Detailed_instructions.md", "CONTRIBUTING.md")
+WITHOUT_A_DRY_RUN = (
+    "bash env_install.sh", "bash scripts/test.sh", ".venv/bin/ruff", ". set_env_vars.sh", "git clone", "cd ", "export ",
+)  # fmt: skip
 
 
 def text(document):
@@ -135,10 +139,36 @@ def test_the_readmes_psnr_is_its_evidences():
     assert [float(each) for each in shown] == [round(value, 1) for value in values]
 
 
-def test_the_readmes_model_zoo_is_the_table_that_downloads_use():
-    shown = ("tokenizer", "generator")
-    table = {name: entry for name, entry in read_table(ROOT / "configs/zoo.yaml").items() if entry.what in shown}
+def test_the_readmes_model_zoo_is_taken_from_the_table_that_downloads_use():
+    table = {name: entry for name, entry in read_table(ROOT / "configs/zoo.yaml").items() if entry.what != "network"}
     section = text("README.md").split("## Model zoo")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "M |" in line]
     wanted = [[n, e.what, f"{e.parameters / 1e6:,.0f}M", e.numbers or "-"] for n, e in table.items()]
-    assert rows == wanted
+    assert len(rows) >= 9
+    assert [row for row in rows if row not in wanted] == []
+
+
+def test_the_readmes_python_runs_after_a_quickstart(tmp_path, monkeypatch):
+    toys.save_tokenizer(tmp_path / "results/quickstart/tokenizer")
+    toys.save_generator(tmp_path / "results/quickstart/gpt")
+    toys.write_images(tmp_path / "data/emoji/val")
+    (tmp_path / "data/emoji/val/apple").rename(tmp_path / "data/emoji/val/animal")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", text("README.md"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    exec(compile("".join(blocks), "README.md", "exec"), {})  # noqa: S102
+    assert Image.open("first_16_tokens.png").size == (4 * 32, 32) and Image.open("samples.png").size == (2 * 32, 32)
+    assert "library_name" in Path("my-tokenizer/README.md").read_text()
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_lines_are_at_most_120_characters(document):
+    long = [line for line in text(document).splitlines() if len(line) > 120]
+    assert long == []
+
+
+def test_the_readmes_contents_name_every_section():
+    contents = set(re.findall(r"\]\(#([\w-]+)\)", text("README.md")))
+    headings = re.findall(r"^## (.*)$", text("README.md"), re.MULTILINE)
+    titles = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert titles == contents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from common import config, estimate
 from common.dist import World
 from common.options import EstimateConfig
 from tokenizer import train as tokenizer_job
+from tokenizer.config import TrainConfig as TokenizerConfig
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["run.out=x", "run.steps=10", "run.device=cpu", "model.size=tiny", "ema_decay=0.9"]
@@ -89,3 +91,46 @@ def test_the_jobs_print_it(
     job.main()
     printed = capsys.readouterr().out
     assert printed.startswith(said) and "TFLOP a step" in printed and "activations" in printed
+
+
+# ------------------------------------------------------------------------------------------------ shipped configs
+
+HEADER = re.compile(r"^# Machine: (\d+) GPUs of 80 GB; ([\d.]+) GB each \(--estimate \1\)\.$", re.M)
+SHIPPED = [
+    path for folder in ("vq", "gpt", "generator") for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))
+    if path.name != "rar.yaml"  # a translation of RobusTok's keys, which RAR-B.yaml is read before
+]  # fmt: skip
+FAST = {"VQ_SS256_retok_finetune", "VQ_SS256", "GPT-B", "GPT-L", "RAR-B"}
+
+
+@pytest.mark.parametrize("path", [
+    pytest.param(path, id=path.stem, marks=[] if path.stem in FAST else pytest.mark.slow) for path in SHIPPED
+])  # fmt: skip
+def test_a_config_fits_its_machine_as_its_header_says(path: Path) -> None:
+    """Nine tenths of 80 GB, to leave room for torch itself and for kernels. All of them: -m slow."""
+    found = HEADER.search(path.read_text())
+    assert found, "the header states no machine"
+    job = tokenizer_job if path.parent.name == "vq" else generator_job
+    schema = TokenizerConfig if path.parent.name == "vq" else TrainConfig
+    chosen = config.parse(schema, ["--config", str(path), *(["data.root=x"] if job is tokenizer_job else [])])
+    ranks = EstimateConfig(ranks=int(found[1]))
+    needed = estimate.measure(*job.without_data(chosen), chosen.data.batch_size, chosen.run, ranks).memory_bytes / 1e9
+    assert float(found[2]) == pytest.approx(needed, rel=0.02) and needed < 72
+
+
+def test_a_run_that_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, world = settings(), World(0, 1, torch.device("cpu"))
+    asked = (without_data(chosen), 8, chosen.run, world)
+    assert estimate.shortage(*asked) is None
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: 10**6)
+    assert "GB on each GPU, 0.0 GB are free; try run.recompute=true" in estimate.shortage(*asked)
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: 10**12)
+    assert estimate.shortage(*asked) is None
+
+
+def test_the_dino_discriminator_is_estimated() -> None:
+    words = ["--config", str(ROOT / "configs/vq/VQ_BL256_dino_disc.yaml"), "data.root=x", "data.batch_size=8"]
+    small = [f"model.{side}.transformer={{size: tiny}}" for side in ("encoder", "decoder")]
+    chosen = config.parse(TokenizerConfig, [*words, *small])
+    found = estimate.measure(*tokenizer_job.without_data(chosen), 8, chosen.run, EstimateConfig())
+    assert found.discriminator_bytes > 0

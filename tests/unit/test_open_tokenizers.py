@@ -246,17 +246,13 @@ def test_rar_trains_on_lines_of_maskgit_codes_and_samples(made: Path, tmp_path: 
     rows = np.random.default_rng(0).integers(0, 32, (6, 16))
     lines = [json.dumps({"class_id": index % 3, "tokens": row.tolist()}) for index, row in enumerate(rows)]
     (tmp_path / "maskgitvq.jsonl").write_text("\n".join(lines) + "\n")
-    sizes = [
-        f"model.generator.{key}={value}" for key, value in
-        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-         "image_seq_len": 16, "condition_num_classes": 3}.items()
-    ]  # fmt: skip
+    sizes = ["model.size=tiny", "model.num_tokens=16", "model.num_classes=3"]
     published = ["--config", ROOT / "configs/generator/rar_maskgit.yaml"]
-    common = [*published, *sizes, "model.vq_model.codebook_size=32", f"model.vq_ckpt={made / 'maskgit.bin'}"]
+    common = [*published, "model.vq_model.codebook_size=32", f"model.vq_ckpt={made / 'maskgit.bin'}"]
     generator_training.run(parse(
-        GeneratorTrainConfig, GENERATOR_FLAGS, *common, f"experiment.output_dir={tmp_path / 'rar'}", "--image-size", 32,
-        f"dataset.params.pretokenization={tmp_path / 'maskgitvq.jsonl'}", "--iterations", 2, "--global-batch-size", 4,
-        "--device", "cpu", "--mixed-precision", "none",
+        GeneratorTrainConfig, GENERATOR_FLAGS, *common, *sizes, f"experiment.output_dir={tmp_path / 'rar'}",
+        "--image-size", 32, f"dataset.params.pretokenization={tmp_path / 'maskgitvq.jsonl'}",
+        "--iterations", 2, "--global-batch-size", 4, "--device", "cpu", "--mixed-precision", "none",
     ))  # fmt: skip
     assert autoregressive.load(newest(tmp_path / "rar")).num_classes == 3
     torch.manual_seed(0)
@@ -266,9 +262,10 @@ def test_rar_trains_on_lines_of_maskgit_codes_and_samples(made: Path, tmp_path: 
     for setting in ((1.0, 16.0, 2.75), (1.02, 15.5, 2.5), (1.02, 6.9, 1.5), (1.02, 8.0, 1.2)):
         names = ("randomize_temperature", "guidance_scale", "guidance_scale_pow")
         asked = [f"model.generator.{name}={value}" for name, value in zip(names, setting, strict=True)]
+        toy = ["model.generator.image_seq_len=16", "model.generator.condition_num_classes=3"]
         out = tmp_path / f"samples_{setting[1]}"
         packed = sampling.run(parse(
-            SampleConfig, SAMPLE_FLAGS, *common, *asked, f"experiment.output_dir={out}", "--image-size", 32,
+            SampleConfig, SAMPLE_FLAGS, *common, *asked, *toy, f"experiment.output_dir={out}", "--image-size", 32,
             f"experiment.generator_checkpoint={tmp_path / 'rar_b.bin'}", "num_images=3", "--device", "cpu",
         ))  # fmt: skip
         assert toys.read_npz(packed).shape == (3, 32, 32, 3)

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizer.families import robustok
 from tokenizer.families.base import Family, count, no_usage, swap
+from tokenizer.families.robustok import PREFIXES
+from tokenizer.families.robustok import config as robustok_config
 from tokenizer.families.var import HITS, PHI
 
 SCALES = [1, 1, 2, 3, 3, 4, 5, 6, 8, 11]
@@ -28,7 +29,7 @@ def rename(tensors: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found.append((theirs + HITS, f"{own}hits"))
         found.append((theirs, own))
-    kept = {key: value for key, value in swap(tensors, found + robustok.PREFIXES).items() if not key.endswith(HITS)}
+    kept = {key: value for key, value in swap(tensors, found + PREFIXES).items() if not key.endswith(HITS)}
     return {key: value for key, value in kept.items() if not key.startswith(GUIDES)} | added
 
 
@@ -39,7 +40,7 @@ def config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     inside = "quantizer.parts.0." if product else "quantizer."
     part = _part(tensors, inside)
     total = tensors["encoder.latent_tokens"].shape[1]
-    stated = robustok.config(tensors)
+    stated = robustok_config(tensors)
     stated["encoder"]["groups"] = groups
     stated["layout"]["num_tokens"] = total // groups
     patches = tensors["encoder.vit.pos_embed"].shape[1] - 1
