@@ -1,7 +1,8 @@
-"""Toy files in the layouts of 1d-tokenizer and One-D-Piece go through every job, as released ones do."""
+"""Toy files in the layouts of other projects go through every job, as released ones do."""
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from evaluations import diagnose, pfid, reconstruction
 from tests import toys
 from tokenizer import train as tokenizer_training
 from tokenizer.config import TokenizerConfig, TrainConfig
-from tokenizer.families import titok
+from tokenizer.families import robustok, taming, titok
+from tokenizer.families.base import swap_back
 from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
 from tokenizer.released import write_released
@@ -56,16 +58,58 @@ MODELS: dict[str, dict[str, Any]] = {
         "decoder": {"name": "maskgit", **CNN}, "quantizer": {**VQ, "l2_norm": False},
     },
 }  # fmt: skip
-SLOW = ("onedpiece", "titok_pixels", "maskgit")
+GRID = {"channels": 32, "multipliers": [1, 1]}
+TAMING = {"name": "cnn", "attention": True, **GRID}
+VIT = {"name": "dino_vit", "width": 64, "layers": 1, "heads": 1, "patch": 8}
+FOREIGN: dict[str, dict[str, Any]] = {
+    name: {
+        "image_size": 32, "z_channels": 8, "encoder": {**TAMING, "blocks": blocks},
+        "decoder": {**TAMING, "blocks": blocks + 1, "adaptive_norm": False, "depth_to_space": False},
+        "quantizer": {"name": kind, "codebook_size": 32, "codebook_dim": 8, "l2_norm": False, "rotation": False},
+    }
+    for name, kind, blocks in (("taming", "vq", 2), ("ibq", "ibq", 4))
+} | {
+    "magvit2": {
+        "image_size": 32, "z_channels": 6, "quant_conv_kernel": 0, "quantizer": {"name": "lfq", "codebook_size": 64},
+        "encoder": {"name": "magvit2", **GRID}, "decoder": {"name": "magvit2", **GRID},
+    },
+    "xqgan": {
+        "image_size": 32, "z_channels": 64, "layout": {"num_tokens": 16}, "encoder": {**VIT, "groups": 2},
+        "decoder": VIT,
+        "quantizer": {
+            "name": "product", "groups": 2, "part": {"name": "vq_hits", "codebook_size": 32, "codebook_dim": 4},
+        },
+    },
+}  # fmt: skip
+"""Families whose files we read but do not write."""
+CONVOLUTIONS = ("maskgit", "taming", "ibq", "magvit2")
+SLOW = ("onedpiece", "titok_pixels", "maskgit", "taming", "ibq", "magvit2", "xqgan")
 
 
 def make(name: str) -> Tokenizer:
     torch.manual_seed(0)
-    model = Tokenizer(config.resolve(TokenizerConfig, MODELS[name], where="model"))
+    model = Tokenizer(config.resolve(TokenizerConfig, (MODELS | FOREIGN)[name], where="model"))
     with torch.no_grad():
         for value in model.encoder.parameters():
             value.mul_(4)  # an untrained encoder gives every image the same few codes
     return model.eval()
+
+
+def theirs(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of `make(name)` under the names of their project."""
+    tensors = {key: value for key, value in make(name).state_dict().items() if not key.endswith("codebook_used")}
+    if name == "xqgan":
+        parts = [(f"quantizes.{place}.{old}", f"quantizer.parts.{place}.{new}") for place in (0, 1)
+                 for old, new in (("ema_vocab_hit_SV", "hits"), ("", ""))]  # fmt: skip
+        return swap_back(tensors, parts + robustok.PREFIXES)
+    levels = len(GRID["multipliers"])
+    found = []
+    if name == "magvit2":
+        found = [(f"{side}.mid_block.", f"{side}.mid.") for side in ("encoder", "decoder")]
+        for level in range(levels):
+            found.append((f"decoder.adaptive.{level}.", f"decoder.adaptive.{levels - 1 - level}."))
+            found.append((f"encoder.down.{level}.downsample.", f"encoder.conv_blocks.{level}.downsample.conv."))
+    return swap_back(tensors, found + taming.pairs({f"decoder.up.{levels - 1}.": None}))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +118,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toys.write_images(root / "images")
     for name in MODELS:
         write_released(make(name), root / f"{name}.bin")
+    for name in FOREIGN:
+        torch.save({"state_dict": theirs(name)}, root / f"{name}.bin")
     return root
 
 
@@ -83,17 +129,21 @@ def parse(schema: type, aliases: dict[str, Any], *words: object) -> Any:
 
 def size_of(name: str) -> list[object]:
     """Convolutional files do not show the size of their images."""
-    return ["--image-size", 32] if name == "maskgit" else []
+    return ["--image-size", 32] if name in CONVOLUTIONS else []
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *FOREIGN])
 def test_a_file_is_recognised_and_loads_the_same_model(made: Path, name: str, capsys: pytest.CaptureFixture) -> None:
     own, images = make(name), torch.rand(2, 3, 32, 32) * 2 - 1
     model = tokenizers.load(made / f"{name}.bin", image_size=32)
     assert torch.equal(model.encode_vectors(images), own.encode_vectors(images))
     vectors = own.encode_vectors(images)
     assert torch.equal(model.decode_vectors(vectors).images, own.decode_vectors(vectors).images)
-    title = {"maskgit": "MaskGIT-VQGAN", "onedpiece": "One-D-Piece"}.get(name, "TiTok")
+    titles = {
+        "maskgit": "MaskGIT-VQGAN", "onedpiece": "One-D-Piece", "taming": "taming's VQGAN", "ibq": "IBQ",
+        "magvit2": "Open-MAGVIT2", "xqgan": "XQ-GAN",
+    }  # fmt: skip
+    title = titles.get(name, "TiTok")
     assert f"recognised {title}" in capsys.readouterr().err
     assert model.image_size == 32
 
@@ -160,12 +210,20 @@ def test_files_that_cannot_be_decoded_say_why(made: Path, tmp_path: Path) -> Non
             tokenizers.load(tmp_path / "shapes.bin")
 
 
+def test_the_choice_between_taming_and_ibq_can_be_overridden(made: Path, capsys: pytest.CaptureFixture) -> None:
+    assert tokenizers.load(made / "taming.bin").config.quantizer["name"] == "vq"
+    advice = capsys.readouterr().err.splitlines()[0].partition("pass config=")[2]
+    model = tokenizers.load(made / "taming.bin", config=ast.literal_eval(advice))
+    assert model.config.quantizer["name"] == "ibq" and model.codebook_size == 32
+
+
 @pytest.mark.parametrize("name", ["titok", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_every_job_takes_the_file(made: Path, tmp_path: Path, name: str) -> None:
     path = made / f"{name}.bin"
     given = ["--vq-ckpt", path, "--data-path", made / "images", "--device", "cpu"]
     full = tokenizers.load(path, image_size=32).num_tokens
-    counts = [full] if name == "maskgit" else [1, full // 2, full]
+    prefixes = name not in (*CONVOLUTIONS, "xqgan")
+    counts = [1, full // 2, full] if prefixes else [full]
     found = reconstruction.run(parse(
         reconstruction.ReconstructionConfig, reconstruction.FLAGS, *given, *size_of(name), "--sample-dir",
         tmp_path / "recon", "--num-tokens", f"[{','.join(map(str, counts))}]",
@@ -176,7 +234,7 @@ def test_every_job_takes_the_file(made: Path, tmp_path: Path, name: str) -> None
         "--deltas", "[4]", "--frechet", "fd_efficientnet_lite2",
     ))  # fmt: skip
     assert robust["tokens"][str(full)]["cells"]
-    if name != "maskgit":  # the job has no --image-size
+    if name not in CONVOLUTIONS:  # the job has no --image-size
         seen = diagnose.run(parse(
             diagnose.DiagnoseConfig, diagnose.FLAGS, *given, "--out", tmp_path / "seen", "--every", full // 2
         ))
