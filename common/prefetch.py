@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import signal
 import threading
 import time
@@ -42,7 +43,8 @@ def iterate(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
     except UserError as error:
         problem = UserError(str(error).rpartition("UserError: ")[2].strip())
     except (RuntimeError, OSError, EOFError):  # OSError: the connection to the process is gone
-        if all(worker.is_alive() for worker in workers):
+        # The connection of a killed process may be gone a moment before the process is.
+        if not multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=2):
             raise
         codes = ", ".join(str(worker.exitcode) for worker in workers if worker.exitcode is not None)
         problem = UserError(

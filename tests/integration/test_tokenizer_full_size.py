@@ -48,6 +48,7 @@ def trainee_of(path: Path, device: str, *words: str) -> TokenizerTrainee:
     LeCam is left out: it keeps its means as plain numbers, which meta tensors have none of.
     """
     given = ["--config", str(path), "run.out=x", "run.steps=10", "data.root=x", "run.device=cpu", "run.precision=none"]
+    given += ["run.recompute=false"] * (device == "meta")  # it does not restore MetaAutocast
     raw = config.parse(TrainConfig, given)
     given += ["losses.perceptual.name=efficientnet_lite0"] * bool("perceptual" in raw.losses)
     teacher = raw.regularizers.get("semantic", {}).get("teacher", {}).get("name")
@@ -111,12 +112,12 @@ def shapes_of(done: Pass, logits: list[Tensor]) -> dict[str, set[tuple[int, ...]
 
 def expected_shapes(name: str) -> dict[str, set[tuple[int, ...]]]:
     """What two images of 256 pixels become. GigaTok: 16,384 x 8 codes on 256 tokens, a 16 x 16 map of 256 channels."""
-    channels = {"fsq": 5, "lfq": 14}.get(name.rpartition("_")[2], 8)
+    channels = {"fsq": 5, "lfq": 14, "SL256": 64, "S256": 12}.get(name.rpartition("_")[2], 8)
     side = 32 if name == "llamagen_VQ-8" else 16
     tokens = 480 if "_retok" in name else side**2
     without_teacher = name.endswith(("_finetune", "_nested_align")) or not name.startswith("VQ_")
     on_grid = name.endswith("_2d") or name.startswith("llamagen")
-    hybrid = not name.startswith("llamagen")
+    hybrid = name.startswith("VQ_")
     return {
         "images": {(2, 3, 256, 256)},
         "vectors": {(2, channels, side, side) if on_grid else (2, channels, 1, tokens)},

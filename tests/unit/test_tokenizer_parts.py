@@ -149,7 +149,7 @@ def test_a_teacher_inside_a_tokenizer_is_frozen_and_stays_in_evaluation():
 
 def test_robustok_refuses_what_does_not_fit():
     for changes, message in (
-        ({"layout": {"num_tokens": 9}}, "num_tokens=4"), ({"z_channels": 32}, "width=64"),
+        ({"layout": {"num_tokens": 8}}, "num_tokens=4"), ({"z_channels": 32}, "width=64"),
         ({"image_size": 40}, "not a multiple of patch=16"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
