@@ -135,8 +135,8 @@ def _explained(path: Path) -> Iterator[None]:
             f"{str(path)!r} does not exist; expected a checkpoint file (scripts/download_checkpoints.sh)"
         ) from None
     except (
-        ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SafetensorError,
-        TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile,
+        ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
+        SafetensorError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200]
         raise UserError(

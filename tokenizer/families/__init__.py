@@ -25,6 +25,15 @@ def family_of(tensors: Mapping[str, Tensor], source: str) -> Family:
     if family := recognised(tensors):
         return family
     raise UserError(
-        f"{source} holds no known tokenizer (its first keys: {', '.join(list(tensors)[:3])}); "
+        f"{source} holds no known tokenizer (its first keys: {', '.join(list(tensors)[:3])}{_nearest(tensors)}); "
         "a generator belongs to --gpt-ckpt, other tokenizers need a config of their own"
     )
+
+
+def _nearest(tensors: Mapping[str, Tensor]) -> str:
+    """The family of which most signs are there, and what it lacks; "" if no sign of any is."""
+    lacking = {family: [key for key in family.signs if key not in tensors] for family in FAMILIES}
+    family = min(FAMILIES, key=lambda each: len(lacking[each]) / len(each.signs))
+    if len(lacking[family]) == len(family.signs):
+        return ""
+    return f"; nearest is {family.title}" + (f", without {lacking[family][0]}" if lacking[family] else "")
