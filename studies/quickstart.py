@@ -27,7 +27,10 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "quickstart"
 EMBEDDED = {"emoji": "OpenMoji (openmoji.org), CC BY-SA 4.0", "photos": "see data/photos/LICENSES.md"}
 """Image folders that a job makes from installed packages -> their credit."""
-FAST = {"tokenizer": ["run.steps=300"], "gpt": ["run.steps=250"], "drawings": ["--every", "4"]}
+FAST = {
+    "tokenizer": ["run.steps=300"], "codes": ["crop_ranges=[1.1]"], "held_out_codes": ["crop_ranges=[1.1]"],
+    "gpt": ["run.steps=200"], "drawings": ["--every", "4"],
+}  # fmt: skip
 """What --fast adds to the words of a stage."""
 Spend = Callable[[list[str]], tuple[int, float]]
 
