@@ -43,6 +43,17 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path: Path, damage: str) ->
         checkpoint.resolve_folder(bad)
 
 
+def test_a_checkpoint_whose_content_changed_is_set_aside(tmp_path: Path) -> None:
+    """The size is right, so only the hash tells."""
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    content = bytearray((bad / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (bad / "model.safetensors").write_bytes(content)
+    assert checkpoint.is_complete(bad) and checkpoint.damaged(bad) == ["model.safetensors"]
+    assert checkpoint.recover(tmp_path) == (good, [bad.with_name("0000002.damaged")])
+    assert not bad.exists()
+
+
 def test_pruning_keeps_the_newest_and_the_milestones(tmp_path: Path) -> None:
     for step in range(1, 7):
         save(tmp_path, step)

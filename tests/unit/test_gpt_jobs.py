@@ -299,6 +299,21 @@ def test_what_a_step_draws_does_not_depend_on_the_number_of_ranks(kind: str) -> 
     assert [each.device.type for each in draw(1, 2, "meta")] == ["meta"] * len(whole)
 
 
+def test_orders_are_random_at_first_and_raster_at_last() -> None:
+    """RAR: all orders are random in the first half of the steps, all are raster in the last quarter."""
+    words = ["run.out=x", "run.steps=100", "model.name=rar", "model.size=tiny"]
+    words += ["model.codebook_size=40", "model.num_tokens=16", "model.num_classes=3"]
+    build, _ = train.without_data(config.parse(TrainConfig, words))
+    trainee, raster = build(dist.World(0, 1, torch.device("cpu"))), torch.arange(16)
+
+    def share(step: int) -> float:
+        orders = trainee._draw(torch.zeros(64, 16, dtype=torch.int64), step)[2]
+        assert torch.equal(orders.sort(dim=1).values, raster.expand(64, 16))
+        return (orders == raster).all(dim=1).float().mean().item()
+
+    assert [share(step) for step in (0, 49, 75, 99)] == [0, 0, 1, 1] and 0.25 < share(62) < 0.75
+
+
 def _join(rank: int, ranks: int, port: int) -> None:
     """What torchrun tells a process."""
     if ranks > 1:

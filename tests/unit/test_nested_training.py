@@ -47,6 +47,14 @@ def test_gradients_reach_each_token_exactly_as_often_as_it_is_kept(per_sample: b
     assert kept[:, :3].eq(40).all() and (kept[:, 3:].diff() <= 0).all() and 0 < kept[0, 20] < 40
 
 
+def test_full_probability_is_that_of_all_tokens_without_the_redundant_ones() -> None:
+    always = regularizer("nested_dropout", min_tokens=3, full_probability=1.0)
+    assert [planned(always, step=step).lengths[0] for step in range(8)] == [LAYOUT.num_tokens] * 8
+    half = regularizer("nested_dropout", min_tokens=3, full_probability=0.5)
+    drawn = [planned(half, step=step).lengths[0] for step in range(400)]
+    assert 0.4 < drawn.count(LAYOUT.num_tokens) / 400 < 0.65 and max(drawn) == LAYOUT.extended
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

@@ -160,6 +160,16 @@ def test_codes_that_only_another_rank_chose_are_in_use(name: str, monkeypatch: p
     assert quantizer.seen().nonzero().flatten().tolist() == [0, 1, 2, 3]
 
 
+def test_the_window_of_used_codes_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "USAGE_WINDOW", 4)
+    quantizer = small("vq").train()
+    quantizer._remember(torch.tensor([0, 1]))
+    quantizer._remember(torch.tensor([2, 3, 4]))
+    assert quantizer.codebook_used.tolist() == [1, 2, 3, 4]
+    quantizer._remember(torch.tensor([5, 6, 7, 8, 9, 10]))
+    assert quantizer.codebook_used.tolist() == [7, 8, 9, 10]
+
+
 # ----------------------------------------------------------------------------------------------- codebook refresh
 
 WITH_REFRESH = ("vq", "vq_hits")
