@@ -96,7 +96,7 @@ def test_the_jobs_print_it(
 # ------------------------------------------------------------------------------------------------ shipped configs
 
 HEADER = re.compile(r"^# Machine: (\d+) GPUs of 80 GB; ([\d.]+) GB each \(--estimate \1\)\.$", re.M)
-SHIPPED = [
+SHIPPED = [ROOT / "configs/main-train.yaml", ROOT / "configs/post-train.yaml"] + [
     path for folder in ("vq", "gpt", "generator") for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))
     if path.name not in ("rar.yaml", "rar_maskgit.yaml")  # other projects' keys, which are read after RAR-B.yaml
 ]  # fmt: skip
@@ -110,8 +110,9 @@ def test_a_config_fits_its_machine_as_its_header_says(path: Path) -> None:
     """Nine tenths of 80 GB, to leave room for torch itself and for kernels. All of them: -m slow."""
     found = HEADER.search(path.read_text())
     assert found, "the header states no machine"
-    job = tokenizer_job if path.parent.name == "vq" else generator_job
-    schema = TokenizerConfig if path.parent.name == "vq" else TrainConfig
+    job, schema = (generator_job, TrainConfig) if path.parent.name in ("gpt", "generator") else (
+        tokenizer_job, TokenizerConfig
+    )  # fmt: skip
     chosen = config.parse(schema, ["--config", str(path), *(["data.root=x"] if job is tokenizer_job else [])])
     ranks = EstimateConfig(ranks=int(found[1]))
     needed = estimate.measure(*job.without_data(chosen), chosen.data.batch_size, chosen.run, ranks).memory_bytes / 1e9
