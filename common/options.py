@@ -31,7 +31,10 @@ class RunConfig:
     resume_from: str | None = opt(None, "checkpoint of another run to continue from, e.g. for a cool-down")
     seed: int = opt(0, "seed of weights, data order and all randomness of a step")
     device: str = opt("auto", DEVICE_HELP)
-    precision: str = opt("bf16", "none = fp32, bf16 = autocast; quantizers and losses compute in fp32", PRECISIONS)
+    precision: str = opt(
+        "bf16", "none = fp32, bf16 = autocast, also of networks in losses; quantizers and distances compute in fp32",
+        PRECISIONS,
+    )  # fmt: skip
     parallel: str = opt(
         "ddp", "none = one process, ddp = one copy per process, fsdp = sharded", ("none", "ddp", "fsdp")
     )

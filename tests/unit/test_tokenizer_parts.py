@@ -19,6 +19,7 @@ from tokenizer.losses.adversarial import (
     vanilla_discriminator,
 )
 from tokenizer.losses.feature import contrastive_loss
+from tokenizer.losses.pixel import ReconstructionLoss
 from tokenizer.quantizers.perturbation import Perturbation, anneal, nearest_codes
 from tokenizer.quantizers.vq import VectorQuantizer
 from tokenizer.quantizers.vq_hits import HitCountQuantizer
@@ -185,3 +186,21 @@ def test_epochs_hold_their_rate():
     assert values[0] == 0.5 and values[10] == pytest.approx(0.5 * (1 + math.cos(0.1 * math.pi)))
     with pytest.raises(UserError, match="cosine_epochs or wsd"):
         rate(OptimConfig(schedule="cosin"), 0, 1)
+
+
+def test_losses_compute_in_fp32_and_their_networks_under_autocast() -> None:
+    seen = {}
+
+    class Recording(ReconstructionLoss):
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            seen["features"] = torch.is_autocast_enabled("cpu")
+            return images
+
+        def distance(self, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            seen["distance"] = torch.is_autocast_enabled("cpu")
+            return (features - target).square().mean()
+
+    loss, images = Recording(ReconstructionLoss.Config()), torch.rand(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss(images, loss.target(images))
+    assert seen == {"features": True, "distance": False}
