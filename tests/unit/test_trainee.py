@@ -55,6 +55,17 @@ def assert_same(before: list[torch.Tensor], after: list[torch.Tensor]) -> None:
         torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
 
 
+def test_micro_batches_give_the_loss_and_the_gradient_of_the_whole_batch() -> None:
+    found = []
+    for accumulate in (1, 2, 4):
+        trainee = Fit(accumulate=accumulate)
+        trainee.trained[0].eval()  # statistics of a micro-batch would differ
+        found.append(trainee.step(batch(1), 0))
+    for other in found[1:]:
+        for name in ("train/loss", "train/grad_norm"):
+            torch.testing.assert_close(other[name], found[0][name], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("earlier", [0, 2])
 def test_a_step_that_is_not_finite_reaches_no_state(earlier: int) -> None:
     trainee = Fit()
