@@ -18,10 +18,13 @@ from tests.golden import runner
 from tests.golden.fixture import read_packed, read_tensors
 
 FIXTURES = runner.find(runner.DATA)
-BESIDE = [folder for folder in (runner.SHARED, runner.SHARED / "titok") if folder.is_dir()]
+BESIDE = [folder for folder in (runner.SHARED, runner.SHARED / "titok", runner.SHARED / "grid") if folder.is_dir()]
 MORE = [fixture for folder in BESIDE for fixture in runner.find(folder)]
 TEXT_AWARE = {f"contracts/tatitok_{name}" for name in ("BL-32_vq", "BL-128_vq", "BL-32_vae", "BL-64_vae", "SL-128_vae")}
-OPTIONAL = TEXT_AWARE | {"contracts/tatitok_BL-64_vq", "tiny/gigatok_1d_options", "schedules/robustok_blur_fade"}
+OPTIONAL = TEXT_AWARE | {
+    "contracts/tatitok_BL-64_vq", "tiny/gigatok_1d_options", "schedules/robustok_blur_fade", "tiny/binary_scaled",
+    "tiny/binary_full_entropy",
+}  # fmt: skip
 
 
 def parameter(fixture):

@@ -72,6 +72,19 @@ def test_every_option_is_tried() -> None:
 
 
 @pytest.mark.parametrize("decay_vectors", [False, True])
+def test_weight_decay_leaves_vectors_alone_unless_asked(decay_vectors: bool) -> None:
+    module = nn.Linear(3, 2)
+    nn.init.ones_(module.weight), nn.init.ones_(module.bias)
+    given = OptimConfig(lr=0.1, weight_decay=0.5, decay_vectors=decay_vectors, schedule="constant", warmup=0)
+    optimizer = optim.adamw(module, given)
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    optim.update(optimizer, given, 0, 10, torch.tensor(1.0))
+    torch.testing.assert_close(module.weight.data, torch.full((2, 3), 0.95))
+    torch.testing.assert_close(module.bias.data, torch.full((2,), 0.95 if decay_vectors else 1.0))
+
+
+@pytest.mark.parametrize("decay_vectors", [False, True])
 def test_moments_and_counts_come_from_the_checkpoint(decay_vectors: bool) -> None:
     """They stay with their parameter when `decay_vectors` changes."""
     module, optimizer = made(BEFORE, None)
