@@ -46,6 +46,17 @@ def test_rar_decodes_in_raster_order_as_it_was_taught(rar: RAR) -> None:
     torch.testing.assert_close(cached(rar, codes, labels), rar(codes, labels), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["gpt", "rar"])
+def test_training_hides_the_class_of_the_images_marked_and_of_no_other(name: str) -> None:
+    sizes = {"size": "tiny", "codebook_size": 40, "num_tokens": 16, "num_classes": 5}
+    model = randomise(build("autoregressive.models:GENERATORS", {"name": name, **sizes}))
+    codes, labels = torch.randint(40, (3, 16)), torch.tensor([0, 4, 2])
+    logits = model(codes, labels, torch.tensor([True, False, False]))
+    hidden, shown = model(codes, model.null(labels)), model(codes, labels)
+    torch.testing.assert_close(logits, torch.cat([hidden[:1], shown[1:]]), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(hidden[0], shown[0], atol=1e-2)
+
+
 def test_rar_returns_logits_by_grid_position_and_never_looks_ahead(rar: RAR) -> None:
     codes, labels = torch.randint(40, (2, 16)), torch.tensor([0, 1])
     orders = torch.stack([torch.randperm(16), torch.arange(16)])
