@@ -161,9 +161,10 @@ def test_the_readmes_python_runs_after_a_quickstart(tmp_path, monkeypatch):
     assert "library_name" in Path("my-tokenizer/README.md").read_text()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_lines_are_at_most_120_characters(document):
-    long = [line for line in text(document).splitlines() if len(line) > 120]
+    tables = "|" if document == "Detailed_instructions.md" else "\0"  # a row cannot be wrapped
+    long = [line for line in text(document).splitlines() if len(line) > 120 and not line.startswith(tables)]
     assert long == []
 
 
