@@ -6,7 +6,8 @@ One sample per training image, of that image's class, so that samples and traini
 same shares. Writes `<out>/results.json` and `<out>/pictures.npz` (what a report shows).
 
 Distances are Frechet distances to the held-out images in the features of two embedded networks. Beside the samples they
-are measured for the training images themselves and for their reconstructions from a prefix of their tokens.
+are measured for the training images themselves and for their reconstructions from a prefix of their tokens. With
+--lengths they are also measured for prefixes of the samples' codes, which are what a shorter sampling run would draw.
 
 A sample is a near copy when its nearest training image (mirrored ones included, root mean squared difference at a
 quarter of the resolution) is nearer than `copy_threshold`: the distance within which one in a hundred held-out images
@@ -38,6 +39,7 @@ from common.errors import UserError
 from common.images import from_pixels, to_pixels
 from common.networks.efficientnet_lite import EfficientNetLite
 from evaluations import record
+from evaluations.harness import spread
 from evaluations.metrics import linear_classifier
 from evaluations.metrics.frechet import fit, frechet_distance
 
@@ -61,6 +63,8 @@ class DrawingsConfig:
     temperature: float = opt(1.0, "sampling temperature")
     every: int = opt(1, "sample and decode one image for every so many training images of a class", low=1)
     num_tokens: int = opt(16, "tokens of the reconstructions that samples are compared with")
+    lengths: list[int] = opt([], "token counts at which samples and reconstructions are measured, too")
+    num_images: int | None = opt(None, "use at most so many images of each folder, evenly spread; null = all", low=1)
     per_class: int = opt(8, "samples shown per class: the first ones, not selected")
     seed: int = opt(0, "seed of the samples")
     device: str = opt("auto", "auto | cpu | cuda")
@@ -83,9 +87,10 @@ def run(options: DrawingsConfig) -> dict[str, Any]:
         if earlier is not None:
             print(f"{path}: measured before")
             return earlier
-        job = _Job(options, sampler, world.device, read(train), read(held_out))
-        sampled = np.array(train.labels)[:: options.every]
-        results = job.measure(np.array(train.labels), np.array(held_out.labels), sampled)
+        pixels, labels = zip(*(read(folder, options.num_images) for folder in (train, held_out)), strict=True)
+        job = _Job(options, sampler, world.device, *pixels)
+        sampled = labels[0][:: options.every]
+        results = job.measure(*labels, sampled)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path.with_name("pictures.npz"), **job.pictures(sampled))
         results = record.write(path, question, results | {"classes": train.classes})
@@ -102,9 +107,11 @@ def _question(options: DrawingsConfig, train: ImageFolder, held_out: ImageFolder
     return {"job": "drawings", **asked, **checkpoints, "files": record.files_key(files)}
 
 
-def read(folder: ImageFolder) -> Tensor:
-    """All images of a folder, uint8 (N,H,W,3)."""
-    return torch.cat([batch["pixels"] for batch in batches(folder, range(len(folder)), BATCH)])
+def read(folder: ImageFolder, count: int | None) -> tuple[Tensor, np.ndarray]:
+    """All images of a folder, or `count` of them: uint8 (N,H,W,3), and their labels (N,)."""
+    chosen = spread(len(folder), min(len(folder), count or len(folder)))
+    pixels = torch.cat([batch["pixels"] for batch in batches(folder, chosen, BATCH)])
+    return pixels, np.array(folder.labels)[chosen]
 
 
 class _Job:
@@ -118,48 +125,55 @@ class _Job:
     def measure(
         self, train_labels: np.ndarray, held_out_labels: np.ndarray, sampled_labels: np.ndarray
     ) -> dict[str, Any]:
-        self.samples = self.draw(sampled_labels, np.arange(len(sampled_labels)), self.options.cfg_scale)
+        codes, own = self.draw(sampled_labels, np.arange(len(sampled_labels)), self.options.cfg_scale), self.encode()
+        self.samples = self.decode(codes)
+        samples = {"": self.samples, **{f"_{k}": self.decode(codes[:, :k]) for k in self.options.lengths}}
         sets = {
-            "samples": self.samples, "reconstructions": self.reconstruct(), "train": self.train,
+            **{f"samples{k}": pixels for k, pixels in samples.items()},
+            **{f"reconstructions_{k}": self.decode(own[:, :k]) for k in self.options.lengths},
+            "reconstructions": self.decode(own[:, : self.options.num_tokens]), "train": self.train,
             "held_out": self.held_out,
         }  # fmt: skip
         results: dict[str, Any] = {"fd": {}, "images": {name: len(pixels) for name, pixels in sets.items()}}
         for name, network in NETWORKS.items():
             extractor = EfficientNetLite(network, 96).to(self.device)
             features = {key: self.features(extractor, pixels) for key, pixels in sets.items()}
-            target = fit(features["held_out"])
-            results["fd"][name] = {
-                key: frechet_distance(target, fit(features[key])) for key in ("samples", "reconstructions", "train")
-            }
-            if "class_accuracy" not in results:
+            held_out = features.pop("held_out")
+            target = fit(held_out)
+            results["fd"][name] = {key: frechet_distance(target, fit(found)) for key, found in features.items()}
+            if "probe_accuracy" not in results:
                 classifier = linear_classifier.fit(features["train"], train_labels, int(train_labels.max()) + 1)
-                results["class_accuracy"] = classifier.accuracy(features["samples"], sampled_labels)
-                results["probe_accuracy"] = classifier.accuracy(features["held_out"], held_out_labels)
+                results["probe_accuracy"] = classifier.accuracy(held_out, held_out_labels)
+                for k in samples:
+                    results[f"class_accuracy{k}"] = classifier.accuracy(features[f"samples{k}"], sampled_labels)
         distances, _ = nearest(self.held_out, self.train)
         threshold = float(np.quantile(distances, COPY_QUANTILE))
-        found, _ = nearest(self.samples, self.train)
+        found = {k: nearest(pixels, self.train)[0] for k, pixels in samples.items()}
         return results | {
-            "near_copies": float((found < threshold).mean()), "copy_threshold": threshold,
-            "nearest_rms": {"samples": float(np.median(found)), "held_out": float(np.median(distances))},
+            **{f"near_copies{k}": float((away < threshold).mean()) for k, away in found.items()},
+            "copy_threshold": threshold,
+            "nearest_rms": {"samples": float(np.median(found[""])), "held_out": float(np.median(distances))},
         }
 
     @torch.inference_mode()
     def draw(self, labels: np.ndarray, ids: np.ndarray, scale: float) -> Tensor:
-        """Samples of the given classes, uint8 (N,H,W,3); sample i depends on the seed and its id."""
+        """Codes (N,num_tokens) of samples of the given classes; sample i depends on the seed and its id."""
         sampling, rows = Sampling(temperature=self.options.temperature), []
         for start in tqdm(range(0, len(labels), BATCH), desc=f"samples at {scale:g}", unit="batch"):
             given = [torch.from_numpy(x[start : start + BATCH]).to(self.device) for x in (labels, ids)]
-            codes = self.sampler.codes(*given, Guidance(scale=scale), sampling, self.options.seed)
-            rows.append(torch.from_numpy(self.sampler.pixels(codes)))
+            rows.append(self.sampler.codes(*given, Guidance(scale=scale), sampling, self.options.seed))
         return torch.cat(rows)
 
     @torch.inference_mode()
-    def reconstruct(self) -> Tensor:
-        tokenizer, rows = self.sampler.tokenizer, []
-        for pixels in tqdm(self.train[:: self.options.every].split(BATCH), desc="reconstructions", unit="batch"):
-            codes = tokenizer.encode(from_pixels(pixels.to(self.device)))
-            rows.append(torch.from_numpy(to_pixels(tokenizer.decode(codes[:, : self.options.num_tokens]))))
-        return torch.cat(rows)
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (N,k) -> uint8 (N,H,W,3)."""
+        return torch.cat([torch.from_numpy(self.sampler.pixels(part)) for part in codes.split(BATCH)])
+
+    @torch.inference_mode()
+    def encode(self) -> Tensor:
+        """Codes (N,num_tokens) of the training images, or of every few."""
+        parts = tqdm(self.train[:: self.options.every].split(BATCH), desc="reconstructions", unit="batch")
+        return torch.cat([self.sampler.tokenizer.encode(from_pixels(part.to(self.device))) for part in parts])
 
     @torch.inference_mode()
     def prefixes(self) -> np.ndarray:
@@ -182,7 +196,7 @@ class _Job:
         samples = self.samples[torch.from_numpy(shown)]
         _, near = nearest(samples, self.train)
         firsts = np.array([np.flatnonzero(labels == k)[0] for k in np.unique(labels)])
-        grid = [self.draw(labels[firsts], firsts, scale).numpy() for scale in self.options.scales]
+        grid = [self.decode(self.draw(labels[firsts], firsts, scale)).numpy() for scale in self.options.scales]
         return {
             "prefixes": self.prefixes(), "samples": samples.numpy(), "labels": labels[shown],
             "nearest": self.train[torch.from_numpy(near)].numpy(), "scales": np.array(self.options.scales),

@@ -21,12 +21,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.stats import t
+
 from common.claims import claim
 from common.config import read_yaml
 from common.errors import UserError
 from common.signals import CTRL_C, REQUEUE
 
-__all__ = ["Spread", "Stage", "above", "run"]
+__all__ = ["Difference", "Spread", "Stage", "run"]
 
 ROOT = Path(__file__).parents[1]
 POLL_SECONDS = 2.0
@@ -203,12 +205,28 @@ class Spread:
         return mean if self.deviation is None else f"{mean} ± {self.deviation:.{digits}f}"
 
 
-def above(one: Spread, other: Spread) -> bool | None:
-    """Whether `one` is above (True) or below (False) `other` by more than their deviations together; None = neither.
+@dataclass(frozen=True)
+class Difference:
+    """Mean of a figure's paired differences over seeds, and its 95% interval by Student's t; one seed has none."""
 
-    Single values have no deviation, so nothing can be said about them.
-    """
-    if one.deviation is None or other.deviation is None:
-        return None
-    difference = one.mean - other.mean
-    return difference > 0 if abs(difference) > one.deviation + other.deviation else None
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, one: Sequence[float], other: Sequence[float]) -> Difference:
+        """`one` minus `other`, seed by seed."""
+        values = [a - b for a, b in zip(one, other, strict=True)]
+        mean, width = statistics.fmean(values), float("inf")
+        if len(values) > 1:
+            width = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+        return cls(mean, mean - width, mean + width)
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval lies above or below zero; 0 where it holds zero."""
+        return (self.low > 0) - (self.high < 0)
+
+    def text(self, digits: int = 2) -> str:
+        """ "+mean [low, high]"."""
+        return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"

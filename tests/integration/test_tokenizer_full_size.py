@@ -22,7 +22,7 @@ from tokenizer.train import TokenizerTrainee
 ROOT = Path(__file__).parents[2]
 OTHERS = [ROOT / "configs/quickstart/tokenizer.yaml"]
 OTHERS += [*sorted((ROOT / "configs").glob("*-train.yaml")), *sorted((ROOT / "configs").glob("toy/robustok*.yaml"))]
-EVIDENCE = [path for scale in ("photos", "imagenet") for path in sorted((ROOT / "configs/evidence" / scale).glob("*"))]
+EVIDENCE = [path for scale in ("emoji", "imagenet") for path in sorted((ROOT / "configs/evidence" / scale).glob("*"))]
 OTHERS += [path for path in EVIDENCE if path.stem != "gpt"]
 HERE = "tests.integration.test_tokenizer_full_size"
 

@@ -10,8 +10,8 @@ import pytest
 
 from common.errors import UserError
 from evaluations.figures import markdown
-from studies import study
-from studies.study import Spread, Stage, above
+from studies import study, tokenizers_table
+from studies.study import Difference, Spread, Stage
 from studies.tokenizers import EvidenceConfig, stages
 
 ROOT = Path(__file__).parents[2]
@@ -94,12 +94,14 @@ def test_a_stage_made_with_other_options_is_not_reused(tmp_path):
         study.run([with_config], tmp_path, spend=Jobs())
 
 
-def test_claims_are_made_only_beyond_the_spread():
-    low, high, wide = Spread.of([1.0, 1.2, 1.1]), Spread.of([2.0, 2.2, 2.1]), Spread.of([1.0, 3.0, 2.0])
-    assert above(high, low) is True and above(low, high) is False
-    assert above(wide, low) is None and above(low, low) is None
-    assert above(Spread.of([9.0]), low) is None
-    assert low.text() == "1.10 ± 0.10" and Spread.of([9.0]).text(1) == "9.0"
+def test_a_difference_is_paired_and_needs_several_seeds():
+    low, high = [1.0, 5.0, 9.0], [1.5, 5.4, 9.6]
+    found = Difference.of(high, low)
+    assert found.mean == pytest.approx(0.5) and found.sign == 1 and Difference.of(low, high).sign == -1
+    assert found.high - found.mean == pytest.approx(4.302653 * 0.1 / 3**0.5)
+    assert Difference.of([1.0, 2.0, 3.0], [1.5, 1.5, 3.5]).sign == 0 and Difference.of([9.0], [1.0]).sign == 0
+    assert found.text() == "+0.50 [+0.25, +0.75]"
+    assert Spread.of([1.0, 1.2, 1.1]).text() == "1.10 ± 0.10" and Spread.of([9.0]).text(1) == "9.0"
 
 
 def test_a_table_has_a_cell_for_every_column():
@@ -112,12 +114,27 @@ def test_the_evidence_study_is_complete_and_consistent(monkeypatch):
     made = stages(options)
     names = [stage.name for stage in made]
     assert len(set(names)) == len(names) and all(set(stage.needs) <= set(names) for stage in made)
-    assert len(options.variants) >= 6 and len(options.seeds) >= 3
     for variant in options.variants:
         for seed in options.seeds:
-            expected = {f"{variant}/seed-{seed}/{what}" for what in ("tokenizer", "reconstruction", "diagnosis")}
-            assert expected <= {*names}
+            own = ("tokenizer", "reconstruction", "diagnosis", "samples")
+            assert {f"{variant}/seed-{seed}/{what}" for what in own} <= {*names}
+    drawn = next(stage for stage in made if stage.name == "retok_finetune/seed-1/samples")
+    assert drawn.needs == ("retok/seed-1/gpt", "retok_finetune/seed-1/tokenizer")
     with pytest.raises(UserError, match=r"there is no .*retk"):
         stages(EvidenceConfig(variants=["retk"]))
     with pytest.raises(UserError, match="lacks 'retok'"):
-        stages(EvidenceConfig(variants=["nested_dropout", "retok_finetune"], generators=[]))
+        stages(EvidenceConfig(variants=["nested_dropout", "retok_finetune"]))
+
+
+def test_verdicts_follow_the_direction_of_a_figure():
+    options = EvidenceConfig(variants=["fixed", "nested_dropout"])
+    figures = {
+        "fixed": {"psnr@8": [10.0, 10.1, 10.2], "psnr@64": [15.0, 15.1, 15.2], "sample fd2@64": [900.0, 910.0, 920.0]},
+        "nested_dropout": {"psnr@8": [12.0, 12.1, 12.3], "psnr@64": [15.1, 15.0, 15.2], "sample fd2@64": [800.0] * 3},
+    }
+    found = {(row["pair"], row["figure"]): row["verdict"] for row in tokenizers_table.verdicts(options, figures)}
+    assert found["nested_dropout - fixed", "psnr@8"] == "seen"
+    assert found["fixed - nested_dropout", "psnr@64"] == "not decided here"
+    best = tokenizers_table.best_of(figures, "sample fd2@64")
+    assert best["best"] == "nested_dropout: 800 ± 0" and best["not told apart"] == ""
+    assert tokenizers_table.best_of(figures, "psnr@64")["not told apart"].startswith(("fixed", "nested_dropout"))
