@@ -30,7 +30,7 @@ from evaluations import diagnose, pfid, reconstruction
 from tests import toys
 from tokenizer import train as tokenizer_training
 from tokenizer.config import TokenizerConfig, TrainConfig
-from tokenizer.families import robustok, taming, titok
+from tokenizer.families import robustok, taming, titok, var
 from tokenizer.families.base import swap_back
 from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
@@ -69,6 +69,11 @@ FOREIGN: dict[str, dict[str, Any]] = {
     }
     for name, kind, blocks in (("taming", "vq", 2), ("ibq", "ibq", 4))
 } | {
+    "var": {
+        "image_size": 32, "z_channels": 8, "encoder": TAMING,
+        "decoder": {**TAMING, "adaptive_norm": False, "depth_to_space": False},
+        "quantizer": {"name": "multi_scale", "codebook_size": 32, "codebook_dim": 8, "l2_norm": False},
+    },
     "magvit2": {
         "image_size": 32, "z_channels": 6, "quant_conv_kernel": 0, "quantizer": {"name": "lfq", "codebook_size": 64},
         "encoder": {"name": "magvit2", **GRID}, "decoder": {"name": "magvit2", **GRID},
@@ -82,8 +87,8 @@ FOREIGN: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Families whose files we read but do not write."""
-CONVOLUTIONS = ("maskgit", "taming", "ibq", "magvit2")
-SLOW = ("onedpiece", "titok_pixels", "maskgit", "taming", "ibq", "magvit2", "xqgan")
+CONVOLUTIONS = ("maskgit", "taming", "ibq", "var", "magvit2")
+SLOW = ("onedpiece", "titok_pixels", "maskgit", "taming", "ibq", "var", "magvit2", "xqgan")
 
 
 def make(name: str) -> Tokenizer:
@@ -109,6 +114,11 @@ def theirs(name: str) -> dict[str, torch.Tensor]:
         for level in range(levels):
             found.append((f"decoder.adaptive.{level}.", f"decoder.adaptive.{levels - 1 - level}."))
             found.append((f"encoder.down.{level}.downsample.", f"encoder.conv_blocks.{level}.downsample.conv."))
+    if name == "var":
+        found = [(f"quantize.{var.PHI[0]}", f"quantizer.{var.PHI[1]}")]
+        for key in [key for key in tensors if ".q." in key]:
+            parts = [tensors.pop(key.replace(".q.", f".{each}.")) for each in "qkv"]
+            tensors[key.replace(".q.", ".qkv.")] = torch.cat(parts)
     return swap_back(tensors, found + taming.pairs({f"decoder.up.{levels - 1}.": None}))
 
 
@@ -141,7 +151,7 @@ def test_a_file_is_recognised_and_loads_the_same_model(made: Path, name: str, ca
     assert torch.equal(model.decode_vectors(vectors).images, own.decode_vectors(vectors).images)
     titles = {
         "maskgit": "MaskGIT-VQGAN", "onedpiece": "One-D-Piece", "taming": "taming's VQGAN", "ibq": "IBQ",
-        "magvit2": "Open-MAGVIT2", "xqgan": "XQ-GAN",
+        "var": "VAR's VQVAE", "magvit2": "Open-MAGVIT2", "xqgan": "XQ-GAN",
     }  # fmt: skip
     title = titles.get(name, "TiTok")
     assert f"recognised {title}" in capsys.readouterr().err
@@ -234,11 +244,11 @@ def test_every_job_takes_the_file(made: Path, tmp_path: Path, name: str) -> None
         "--deltas", "[4]", "--frechet", "fd_efficientnet_lite2",
     ))  # fmt: skip
     assert robust["tokens"][str(full)]["cells"]
-    if name not in CONVOLUTIONS:  # the job has no --image-size
-        seen = diagnose.run(parse(
-            diagnose.DiagnoseConfig, diagnose.FLAGS, *given, "--out", tmp_path / "seen", "--every", full // 2
-        ))
-        assert seen["prefixes"]["num_tokens"][-1] == full
+    seen = diagnose.run(parse(
+        diagnose.DiagnoseConfig, diagnose.FLAGS, *given, *size_of(name), "--out", tmp_path / "seen",
+        "--every", full // 2,
+    ))  # fmt: skip
+    assert seen["prefixes"]["num_tokens"][-1] == full
     store = tmp_path / "codes"
     extract_codes.run(parse(ExtractConfig, EXTRACT_FLAGS, *given, *size_of(name), "--code-path", store))
     assert np.load(store / "codes.npy").shape == (11, 2, full)
