@@ -7,6 +7,7 @@ before torch 1.6. Tensors are mapped from the disk: names and shapes cost no mem
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickle  # only the base of the unpickler below, which imports nothing
 import pickletools
@@ -159,8 +160,7 @@ def read(path: str | Path) -> Any:
         with path.open("rb") as file:
             start = file.read(9)
         if start[8:] == b"{":  # after the length of a JSON header
-            with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return _safetensors(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 content = _Archive(path, archive).load()
@@ -185,6 +185,33 @@ def _is_tar(path: Path) -> bool:
     return True
 
 
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. (`safe_open.get_tensor` asks the system to read the tensor ahead.)"""
+    with safe_open(path, "pt"):
+        pass  # SafetensorError unless the header fits the file
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    mapped, found = _mapped(path), {}
+    for key, about in header.items():
+        flat = _flat(mapped, 8 + length + about["data_offsets"][0], math.prod(about["shape"]), SAFE[about["dtype"]])
+        found[key] = flat.view(about["shape"])
+    return found
+
+
+def _mapped(path: Path) -> Tensor:
+    """The bytes of a file, mapped from the disk."""
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+
+def _flat(mapped: Tensor, start: int, count: int, dtype: torch.dtype) -> Tensor:
+    """`count` numbers from byte `start` on."""
+    raw = mapped[start : start + count * dtype.itemsize]
+    raw = raw.clone() if start % dtype.itemsize else raw  # a view begins at a multiple of its item size
+    return raw.view(dtype)
+
+
 class _Archive:
     """The zip format: `NAME/data.pkl` and a record `NAME/data/KEY` for each storage, none of them compressed."""
 
@@ -193,7 +220,7 @@ class _Archive:
         if len(pickles) != 1:
             raise ValueError("no data.pkl inside")
         self.archive, self.folder = archive, pickles[0].removesuffix("data.pkl")
-        self.mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        self.mapped = _mapped(path)
 
     def load(self) -> Any:
         if f"{self.folder}byteorder" in self.archive.namelist() and self.stored("byteorder") != b"little":
@@ -220,11 +247,9 @@ class _Archive:
         header = bytes(self.mapped[info.header_offset : info.header_offset + 30].tolist())
         name_length, extra_length = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
         start = info.header_offset + 30 + name_length + extra_length
-        raw = self.mapped[start : start + count * dtype.itemsize]
-        if not len(raw) == count * dtype.itemsize <= info.file_size:
+        if not 0 <= count * dtype.itemsize <= min(info.file_size, len(self.mapped) - start):
             raise ValueError(f"record {key} is too short: its tensors reach beyond its storage")
-        raw = raw.clone() if start % dtype.itemsize else raw  # a view begins at a multiple of its item size
-        return raw.view(dtype)
+        return _flat(self.mapped, start, count, dtype)
 
 
 # ---------------------------------------------------------------------------------------------- pickles
@@ -236,6 +261,10 @@ STORAGES = {
 }  # fmt: skip
 DTYPES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()}
 DTYPES |= {str(dtype): dtype for dtype in (*STORAGES.values(), torch.complex64, torch.complex128)}
+SAFE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFE |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8}
+SAFE |= {f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)}
+"""Data types of safetensors by their name there."""
 SETTINGS = ("argparse.", "collections.", "copyreg.", "datetime.", "decimal.", "fractions.", "pathlib.", "typing.")
 """Modules of Python's own library whose objects are settings; PLAIN: names in others. Every other name is refused."""
 PLAIN = {f"builtins.{name}" for name in ("object", "list", "dict", "tuple", "frozenset", "complex", "range", "slice")}

@@ -69,6 +69,7 @@ def write_sparse_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> No
         header[key] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
         end += value.nbytes
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(path, 8 + len(text) + end)
 
@@ -115,7 +116,7 @@ def test_recognition_reads_headers_only(suffix, tmp_path):
     assert path.stat().st_size > 3e9
     measured = measure(path, "recognise")
     print(f"{path.stat().st_size / 1e9:.2f} GB: {measured['used'] / 1e6:.0f} MB, {measured['seconds']:.2f} s")
-    assert measured["used"] < 200e6 and measured["seconds"] < 20
+    assert measured["used"] < 200e6 and measured["seconds"] < 5
 
 
 @pytest.mark.parametrize("name", ["VQ_SS256", pytest.param("VQ_XLXXL256", marks=pytest.mark.slow)])
