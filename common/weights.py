@@ -41,12 +41,13 @@ PARTS = ("model", "ema", "module", "state_dict")
 @dataclass(frozen=True)
 class Weights:
     """One state dict of a file. `mapped`: its tensors as stored; `part`: its key in the file ("" if the file holds
-    nothing else); `args`: settings stored beside it."""
+    nothing else); `args`: settings stored beside it; `averaged`: whether averages are among its tensors."""
 
     path: Path
     mapped: dict[str, Tensor]
     part: str = ""
     args: dict[str, Any] = field(default_factory=dict)
+    averaged: bool = False
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors, floats as float32; those stored as float32 stay mapped from the disk.
@@ -79,7 +80,7 @@ def open_weights(
         raise UserError(f"{str(path)!r} holds a {kind}; expected a dict of tensors, such as a model's state_dict()")
     average = order[0] == "ema"
     if _is_state_dict(content):
-        return Weights(path, _cleaned(content, average, path))
+        return Weights(path, _cleaned(content, average, path), averaged=_averaged(content))
     found = {part: _cleaned(_at(content, part), average, path) for part in order if _is_state_dict(_at(content, part))}
     if not found:
         there = ", ".join(f"{key!r}" for key in list(content)[:8])
@@ -89,7 +90,7 @@ def open_weights(
         )
     part = next((part for part, tensors in found.items() if known(tensors)), next(iter(found)))
     args = content.get("args")
-    return Weights(path, found[part], part, args if isinstance(args, dict) else {})
+    return Weights(path, found[part], part, args if isinstance(args, dict) else {}, _averaged(_at(content, part)))
 
 
 def _at(content: Any, part: str) -> Any:
@@ -101,6 +102,10 @@ def _at(content: Any, part: str) -> Any:
 
 def _is_state_dict(content: Any) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(x, Tensor) for x in content.values())
+
+
+def _averaged(tensors: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith(AVERAGE) for key in tensors)
 
 
 def _cleaned(tensors: Mapping[str, Tensor], average: bool, path: Path) -> dict[str, Tensor]:

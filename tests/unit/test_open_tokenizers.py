@@ -220,6 +220,16 @@ def test_files_that_cannot_be_decoded_say_why(made: Path, tmp_path: Path) -> Non
             tokenizers.load(tmp_path / "shapes.bin")
 
 
+def test_the_file_around_them_tells_ibq_from_taming(tmp_path: Path) -> None:
+    tensors = theirs("taming")  # two blocks a level
+    averages = {f"model_ema.{key.replace('.', '')}": value for key, value in tensors.items()}
+    gear, lightning = {"vq": tensors, "vq_ema": tensors}, {"state_dict": tensors | averages}
+    for content, choices in ((gear, ("ema", "model", "vq_ema")), (lightning, ("ema", "model"))):
+        torch.save(content, tmp_path / "a.ckpt")
+        for weights in choices:
+            assert tokenizers.load(tmp_path / "a.ckpt", weights).config.quantizer["name"] == "ibq"
+
+
 def test_the_choice_between_taming_and_ibq_can_be_overridden(made: Path, capsys: pytest.CaptureFixture) -> None:
     assert tokenizers.load(made / "taming.bin").config.quantizer["name"] == "vq"
     advice = capsys.readouterr().err.splitlines()[0].partition("pass config=")[2]
