@@ -30,7 +30,7 @@ from evaluations import diagnose, pfid, reconstruction
 from tests import toys
 from tokenizer import train as tokenizer_training
 from tokenizer.config import TokenizerConfig, TrainConfig
-from tokenizer.families import robustok, taming, titok, var
+from tokenizer.families import robustok, taming, titok, var, xqgan
 from tokenizer.families.base import swap_back
 from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
@@ -78,17 +78,20 @@ FOREIGN: dict[str, dict[str, Any]] = {
         "image_size": 32, "z_channels": 6, "quant_conv_kernel": 0, "quantizer": {"name": "lfq", "codebook_size": 64},
         "encoder": {"name": "magvit2", **GRID}, "decoder": {"name": "magvit2", **GRID},
     },
-    "xqgan": {
-        "image_size": 32, "z_channels": 64, "layout": {"num_tokens": 16}, "encoder": {**VIT, "groups": 2},
-        "decoder": VIT,
-        "quantizer": {
-            "name": "product", "groups": 2, "part": {"name": "vq_hits", "codebook_size": 32, "codebook_dim": 4},
-        },
-    },
+} | {
+    name: {
+        "image_size": 32, "z_channels": 64, "layout": {"num_tokens": tokens}, "encoder": {**VIT, "groups": 2},
+        "decoder": VIT, "quantizer": {"name": "product", "groups": 2, "part": {**part, "codebook_size": 32}},
+    }
+    for name, tokens, part in (
+        ("xqgan", 16, {"name": "vq_hits", "codebook_dim": 4}),
+        ("xqgan_residual", 121, {"name": "multi_scale", "codebook_dim": 4, "scales": xqgan.SCALES}),
+        ("xqgan_binary", 121, {"name": "binary_multi_scale", "scales": xqgan.SCALES}),
+    )
 }  # fmt: skip
 """Families whose files we read but do not write."""
 CONVOLUTIONS = ("maskgit", "taming", "ibq", "var", "magvit2")
-SLOW = ("onedpiece", "titok_pixels", "maskgit", "taming", "ibq", "var", "magvit2", "xqgan")
+SLOW = [name for name in (*MODELS, *FOREIGN) if name not in ("titok", "titok_vae")]
 
 
 def make(name: str) -> Tokenizer:
@@ -103,9 +106,9 @@ def make(name: str) -> Tokenizer:
 def theirs(name: str) -> dict[str, torch.Tensor]:
     """The tensors of `make(name)` under the names of their project."""
     tensors = {key: value for key, value in make(name).state_dict().items() if not key.endswith("codebook_used")}
-    if name == "xqgan":
+    if name.startswith("xqgan"):
         parts = [(f"quantizes.{place}.{old}", f"quantizer.parts.{place}.{new}") for place in (0, 1)
-                 for old, new in (("ema_vocab_hit_SV", "hits"), ("", ""))]  # fmt: skip
+                 for old, new in ((var.HITS, "hits"), var.PHI, ("", ""))]  # fmt: skip
         return swap_back(tensors, parts + robustok.PREFIXES)
     levels = len(GRID["multipliers"])
     found = []
@@ -153,7 +156,7 @@ def test_a_file_is_recognised_and_loads_the_same_model(made: Path, name: str, ca
         "maskgit": "MaskGIT-VQGAN", "onedpiece": "One-D-Piece", "taming": "taming's VQGAN", "ibq": "IBQ",
         "var": "VAR's VQVAE", "magvit2": "Open-MAGVIT2", "xqgan": "XQ-GAN",
     }  # fmt: skip
-    title = titles.get(name, "TiTok")
+    title = titles.get(name.partition("_")[0], "TiTok")
     assert f"recognised {title}" in capsys.readouterr().err
     assert model.image_size == 32
 
@@ -241,9 +244,9 @@ def test_the_choice_between_taming_and_ibq_can_be_overridden(made: Path, capsys:
 def test_every_job_takes_the_file(made: Path, tmp_path: Path, name: str) -> None:
     path = made / f"{name}.bin"
     given = ["--vq-ckpt", path, "--data-path", made / "images", "--device", "cpu"]
-    full = tokenizers.load(path, image_size=32).num_tokens
-    prefixes = name not in (*CONVOLUTIONS, "xqgan")
-    counts = [1, full // 2, full] if prefixes else [full]
+    model = tokenizers.load(path, image_size=32)
+    full = model.num_tokens
+    counts = [1, full // 2, full] if model.is_1d else [full]
     found = reconstruction.run(parse(
         reconstruction.ReconstructionConfig, reconstruction.FLAGS, *given, *size_of(name), "--sample-dir",
         tmp_path / "recon", "--num-tokens", f"[{','.join(map(str, counts))}]",
