@@ -52,5 +52,5 @@ def test_a_tokenizer_of_another_study_is_refused(tmp_path):
     table = json.loads((tmp_path / "bench.json").read_text())
     table["rows"][0]["path"] = "/elsewhere/run"
     (tmp_path / "bench.json").write_text(json.dumps(table))
-    with pytest.raises(UserError, match="/elsewhere/run.*is not a tokenizer of the evidence study"):
+    with pytest.raises(UserError, match=r"/elsewhere/run.*is not a tokenizer of the evidence study"):
         run(options)
