@@ -1,7 +1,8 @@
 """Weights from checkpoint files of any project, read as data: nothing that a file names is imported or called.
 
 The content decides how a file is read, not its suffix: safetensors, the zip format of `torch.save`, or its format
-before torch 1.6. Tensors are mapped from the disk: names and shapes cost no memory and little time.
+before torch 1.6. Tensors are mapped from the disk: names and shapes cost no memory and little time. Only files of that
+last format are read whole.
 """
 
 from __future__ import annotations
