@@ -63,8 +63,6 @@ class RobustConfig:
 def run(options: RobustConfig) -> None:
     """All stages, then the comparison."""
     study.run(stages(options), options.out, options.workers)
-    from studies.robustok import compare
-
     compare(options)
 
 

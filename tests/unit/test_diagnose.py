@@ -1,4 +1,4 @@
-"""What tokens are worth, and the comparison of variants: figures on made-up counts, and the jobs' files."""
+"""What tokens are worth: figures on made-up counts, and the job's files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from common.errors import UserError
 from evaluations import diagnose as job
 from evaluations.diagnose import FLAGS, DiagnoseConfig
 from evaluations.metrics.codebook_usage import CodeUsage
-from studies import tokenizers
-from studies.tokenizers import EvidenceConfig
 from tests.unit.test_tokenizer import make
 
 
@@ -72,37 +70,3 @@ def test_any_tokenizer_is_diagnosed(folder: Path, tmp_path: Path) -> None:
     for words, said in ((("--every", "17"), "expected 1 to 16"), (("--frechet", "fid"), "expected fd_efficientnet")):
         with pytest.raises(UserError, match=said):
             diagnose(folder, "hybrid_1d", tmp_path / "x", *words)
-
-
-def test_the_comparison_says_what_the_seeds_allow(tmp_path: Path) -> None:
-    """Made-up results: `good` beats the baseline in every seed, `noisy` only on average."""
-    options = EvidenceConfig(
-        out=str(tmp_path), variants=["base", "good", "noisy"], baseline="base", generators=["good"],
-        num_tokens=[8, 64], generator_num_tokens=[64],
-    )  # fmt: skip
-    gains = {"base": (0.10, 0.11, 0.12), "good": (0.30, 0.31, 0.32), "noisy": (0.05, 0.20, 0.45)}
-    for variant, values in gains.items():
-        for seed, gain in enumerate(values):
-            at = options.folder(variant, seed)
-            tokens = {
-                str(k): {"psnr": 20 + k * gain, options.perceptual: 0.5, options.frechet: 100 - k * gain}
-                for k in options.num_tokens
-            }
-            summary = {"tail_entropy": gain, "tail_usage": 0.5, "tail_gain_mse": gain}
-            write(at / "reconstruction/results.json", {"tokens": tokens})
-            write(at / "diagnosis/diagnosis.json", {"summary": summary, "positions": {"entropy": [gain] * 4}})
-            write(at / "generation-64/results.json", {"metrics": {options.frechet: 50 + gain}})
-            write(tmp_path / f"ledger/{variant}/seed-{seed}/tokenizer.json", {"seconds": 9.0})
-    tokenizers.compare(options)
-    written = json.loads((tmp_path / "evidence.json").read_text())
-    assert written["figures"]["good"]["tail_gain_mse"] == pytest.approx({"mean": 0.31, "deviation": 0.01, "count": 3})
-    said = "tail_gain_mse: above base: good; not told apart from base: noisy."
-    assert said in written["claims"] and "fd of good: falls with every added token count." in written["claims"]
-    table = (tmp_path / "table.md").read_text()
-    assert "| good | 0.310 ± 0.010 | 0.500 ± 0.000 | 0.310 ± 0.010 |" in table and said in table
-    assert {path.name for path in tmp_path.glob("*.png")} == {"quality.png", "tail.png", "positions.png"}
-
-
-def write(path: Path, body: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(body))

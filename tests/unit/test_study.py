@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 
 from common.errors import UserError
 from evaluations.figures import markdown
-from studies import study, tokenizers_table
+from studies import study, variants_table
 from studies.study import Difference, Spread, Stage
-from studies.tokenizers import EvidenceConfig, stages
+from studies.variants import EvidenceConfig, lengths, stages
 
 ROOT = Path(__file__).parents[2]
 CHAIN = [Stage("a/train", ("job", "a")), Stage("a/measure", ("job", "m"), ("a/train",)), Stage("b/train", ("job", "b"))]
@@ -132,9 +133,49 @@ def test_verdicts_follow_the_direction_of_a_figure():
         "fixed": {"psnr@8": [10.0, 10.1, 10.2], "psnr@64": [15.0, 15.1, 15.2], "sample fd2@64": [900.0, 910.0, 920.0]},
         "nested_dropout": {"psnr@8": [12.0, 12.1, 12.3], "psnr@64": [15.1, 15.0, 15.2], "sample fd2@64": [800.0] * 3},
     }
-    found = {(row["pair"], row["figure"]): row["verdict"] for row in tokenizers_table.verdicts(options, figures)}
+    found = {(row["pair"], row["figure"]): row["verdict"] for row in variants_table.verdicts(options, figures)}
     assert found["nested_dropout - fixed", "psnr@8"] == "seen"
     assert found["fixed - nested_dropout", "psnr@64"] == "not decided here"
-    best = tokenizers_table.best_of(figures, "sample fd2@64")
+    best = variants_table.best_of(figures, "sample fd2@64")
     assert best["best"] == "nested_dropout: 800 ± 0" and best["not told apart"] == ""
-    assert tokenizers_table.best_of(figures, "psnr@64")["not told apart"].startswith(("fixed", "nested_dropout"))
+    assert variants_table.best_of(figures, "psnr@64")["not told apart"].startswith(("fixed", "nested_dropout"))
+
+
+def test_the_comparison_reads_every_stages_results(tmp_path):
+    """Made-up results: `nested_dropout` beats `fixed` in every seed, `grid` has a figure at full length only."""
+    options = EvidenceConfig(
+        out=str(tmp_path), variants=["fixed", "nested_dropout", "grid"], seeds=[0, 1, 2], num_tokens=[8, 64]
+    )
+    for place, variant in enumerate(options.variants):
+        for seed in options.seeds:
+            gain = 5 * place + seed / 100
+            tokens = {
+                str(k): {"psnr": 10 + gain, options.perceptual: 0.5, options.frechet: 99.0}
+                for k in lengths(options, variant)
+            }
+            summary = {"tail_entropy": gain, "tail_usage": 0.5}
+            if variant != "grid":
+                summary["tail_gain_mse"] = gain
+            fd = {f"efficientnet_lite{n}": {"samples": 50.0 + n, "samples_8": 60.0 + n} for n in (0, 2)}
+            drawn = {"fd": fd, **{f"{name}{k}": 0.5 for name in ("class_accuracy", "near_copies") for k in ("", "_8")}}
+            for file, body in {
+                "reconstruction/results.json": {"tokens": tokens}, "samples/results.json": drawn,
+                "diagnosis/diagnosis.json": {"summary": summary, "positions": {"entropy": [gain] * 4}},
+                "val_loss.json": {"loss": 4.0 + seed},
+            }.items():
+                path = options.folder(variant, seed) / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(body))
+            ledger = tmp_path / f"ledger/{variant}/seed-{seed}/tokenizer.json"
+            ledger.parent.mkdir(parents=True, exist_ok=True)
+            ledger.write_text('{"seconds": 9.0}')
+    written = variants_table.compare(options)
+    assert written["figures"]["nested_dropout"]["psnr@8"] == pytest.approx([15.0, 15.01, 15.02])
+    assert "psnr@8" not in written["figures"]["grid"] and "sample fd0@64" in written["figures"]["grid"]
+    seen = {(row["claim"], row["figure"]): row["verdict"] for row in written["claims"]}
+    assert seen["Nested dropout makes prefixes decode (ReTok)", "psnr@8"] == "seen"
+    assert seen["Flexible length costs quality at full length (ReTok)", "psnr@64"] == "not seen"
+    table = (tmp_path / "table.md").read_text()
+    assert "| nested_dropout | 15.01 ± 0.01 | 15.01 ± 0.01 |" in table and "-5.00 [-5.00, -5.00]" in table
+    pictures = {"quality.png", "generation.png", "tail.png", "positions.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures

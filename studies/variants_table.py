@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from evaluations import record
 from evaluations.figures import COLOURS, STYLE, markdown
 from studies.study import Difference, Spread
-from studies.tokenizers import FINE_TUNED, EvidenceConfig, lengths
+from studies.variants import FINE_TUNED, EvidenceConfig, lengths
 
 __all__ = ["compare"]
 
