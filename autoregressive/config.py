@@ -16,6 +16,7 @@ from common.options import (
     CROP_HELP,
     CROPS,
     DEVICE_HELP,
+    IMAGE_SIZE,
     PRECISIONS,
     SCHEDULE_HELP,
     SCHEDULES,
@@ -48,7 +49,7 @@ class ExtractConfig:
     vq_ckpt: str | None = opt(None, "tokenizer checkpoint or run")
     weights: str = opt("ema", "tokenizer weights", WEIGHTS)
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
-    image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
+    image_size: int | None = opt(None, IMAGE_SIZE)
     ten_crop: bool = opt(False, "ten crops (corners, centre, each mirrored) instead of two (centre, mirrored)")
     crop_ranges: list[float] = opt(
         [1.1], "with ten_crop: the short side is first resized to image_size times this; one set of crops each", low=1
@@ -71,7 +72,7 @@ class GeneratorDataConfig:
     vq_ckpt: str | None = opt(None, "with root: tokenizer checkpoint or run")
     weights: str = opt("ema", "with root: tokenizer weights", WEIGHTS)
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
-    image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
+    image_size: int | None = opt(None, IMAGE_SIZE)
     crop: str = opt("random", f"with root: {CROP_HELP}", CROPS)
     flip: bool = opt(True, "with root: mirror half of the images")
     val_codes: str | None = opt(None, "held-out code store for run.validate_every")
@@ -140,7 +141,7 @@ class DrawConfig:
     gpt_model: str | None = opt(None, "generator size; must agree with the checkpoint")
     generator: dict[str, Any] = opt({}, "options of the generator; must agree with the checkpoint")
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
-    image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
+    image_size: int | None = opt(None, IMAGE_SIZE)
     guidance: Guidance = field(default_factory=Guidance)
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = opt(0, "image i depends only on the seed and on i")

@@ -34,6 +34,7 @@ class Found:
 
     config: the `model` part of the config beside them; None for a released file, whose config is recognised from
     `mapped` (tensors by name, for their shapes) and `args` (settings in the file). part: the key of the weights in it.
+    averaged: whether averages are among its tensors.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Found:
     mapped: dict[str, Tensor] = field(default_factory=dict)
     part: str = ""
     args: Mapping[str, Any] = field(default_factory=dict)
+    averaged: bool = False
 
 
 def find(path: str | Path, order: Sequence[str], known: Callable[[Mapping[str, Tensor]], bool]) -> Found:
@@ -60,7 +62,7 @@ def find(path: str | Path, order: Sequence[str], known: Callable[[Mapping[str, T
         name = found.stem if beside else next((name for name in order if has_weights(folder, name)), order[0])
         return Found(folder, partial(read_weights, folder, name), config)
     file = open_weights(folder / "model.safetensors" if found.is_dir() else found, order, known)
-    return Found(file.path, file.tensors, None, file.mapped, file.part, file.args or stored)
+    return Found(file.path, file.tensors, None, file.mapped, file.part, file.args or stored, file.averaged)
 
 
 def _accelerate_run(path: Path, order: Sequence[str]) -> Path | None:

@@ -13,6 +13,7 @@ BAD_IMAGES = ("stop", "skip")
 SCHEDULES = ("constant", "cosine", "cosine_epochs", "wsd")
 """The values of options that several jobs have."""
 
+IMAGE_SIZE = "must be the tokenizer's, but released convolutional files take multiples of their stride; null = its own"
 DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda or cuda:N"
 CROP_HELP = "random: the short side is resized to [size, size/0.8], then a random square is cut out"
 BAD_IMAGES_HELP = "an unreadable image stops the run, or is skipped: the next image takes its place"

@@ -6,6 +6,7 @@ A unit is sharded, recomputed and compiled as one: an element of one of the mode
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -95,6 +95,8 @@ def shard(module: nn.Module, precision: str, world: World) -> nn.Module:
     Under bf16 the parameters of units are gathered in bf16 (autocast would cast their matrices anyway) and their
     gradients are reduced in fp32. Parameters outside of units (quantizer, embeddings, heads) stay in fp32.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # a second of every --help otherwise
+
     if world.size == 1:
         return module.to(world.device)
     mesh = init_device_mesh(world.device.type, (world.size,))
@@ -109,6 +111,11 @@ def shard(module: nn.Module, precision: str, world: World) -> nn.Module:
     return fully_shard(module, mesh=mesh)
 
 
+def _is_sharded(module: nn.Module) -> bool:
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
 @contextmanager
 def gathered(module: nn.Module, precision: str, device: torch.device) -> Iterator[None]:
     """Whole parameters on every process, under the run's autocast: validation and other passes outside of training.
@@ -116,7 +123,7 @@ def gathered(module: nn.Module, precision: str, device: torch.device) -> Iterato
     Any method works, and processes may call it a different number of times. `module` is the argument of `wrap` or
     `shard`. Units that are sharded under bf16 hold bf16 parameters, which need the autocast.
     """
-    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    parts = [part for part in module.modules() if _is_sharded(part)]
     if parts and parts[0] is module:  # else the first pass through a unit would make that unit the root
         module._get_fsdp_state()._lazy_init()
     for part in parts:
@@ -136,7 +143,7 @@ def gathered(module: nn.Module, precision: str, device: torch.device) -> Iterato
 @contextmanager
 def synchronised(wrapped: nn.Module, now: bool) -> Iterator[None]:
     """Forward and backward of one micro-batch; only those of the last one (`now`) exchange gradients."""
-    if isinstance(wrapped, FSDPModule):
+    if _is_sharded(wrapped):
         wrapped.set_requires_gradient_sync(now)
     elif isinstance(wrapped, DistributedDataParallel) and not now:
         with wrapped.no_sync():

@@ -1,12 +1,14 @@
 """Weights from checkpoint files of any project, read as data: nothing that a file names is imported or called.
 
 The content decides how a file is read, not its suffix: safetensors, the zip format of `torch.save`, or its format
-before torch 1.6. Tensors are mapped from the disk: names and shapes cost no memory and little time.
+before torch 1.6. Tensors are mapped from the disk: names and shapes cost no memory and little time. Only files of that
+last format are read whole.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickle  # only the base of the unpickler below, which imports nothing
 import pickletools
@@ -40,12 +42,13 @@ PARTS = ("model", "ema", "module", "state_dict")
 @dataclass(frozen=True)
 class Weights:
     """One state dict of a file. `mapped`: its tensors as stored; `part`: its key in the file ("" if the file holds
-    nothing else); `args`: settings stored beside it."""
+    nothing else); `args`: settings stored beside it; `averaged`: whether averages are among its tensors."""
 
     path: Path
     mapped: dict[str, Tensor]
     part: str = ""
     args: dict[str, Any] = field(default_factory=dict)
+    averaged: bool = False
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors, floats as float32; those stored as float32 stay mapped from the disk.
@@ -78,7 +81,7 @@ def open_weights(
         raise UserError(f"{str(path)!r} holds a {kind}; expected a dict of tensors, such as a model's state_dict()")
     average = order[0] == "ema"
     if _is_state_dict(content):
-        return Weights(path, _cleaned(content, average, path))
+        return Weights(path, _cleaned(content, average, path), averaged=_averaged(content))
     found = {part: _cleaned(_at(content, part), average, path) for part in order if _is_state_dict(_at(content, part))}
     if not found:
         there = ", ".join(f"{key!r}" for key in list(content)[:8])
@@ -88,7 +91,7 @@ def open_weights(
         )
     part = next((part for part, tensors in found.items() if known(tensors)), next(iter(found)))
     args = content.get("args")
-    return Weights(path, found[part], part, args if isinstance(args, dict) else {})
+    return Weights(path, found[part], part, args if isinstance(args, dict) else {}, _averaged(_at(content, part)))
 
 
 def _at(content: Any, part: str) -> Any:
@@ -100,6 +103,10 @@ def _at(content: Any, part: str) -> Any:
 
 def _is_state_dict(content: Any) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(x, Tensor) for x in content.values())
+
+
+def _averaged(tensors: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith(AVERAGE) for key in tensors)
 
 
 def _cleaned(tensors: Mapping[str, Tensor], average: bool, path: Path) -> dict[str, Tensor]:
@@ -159,8 +166,7 @@ def read(path: str | Path) -> Any:
         with path.open("rb") as file:
             start = file.read(9)
         if start[8:] == b"{":  # after the length of a JSON header
-            with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return _safetensors(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 content = _Archive(path, archive).load()
@@ -185,6 +191,33 @@ def _is_tar(path: Path) -> bool:
     return True
 
 
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. (`safe_open.get_tensor` asks the system to read the tensor ahead.)"""
+    with safe_open(path, "pt"):
+        pass  # SafetensorError unless the header fits the file
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    mapped, found = _mapped(path), {}
+    for key, about in header.items():
+        flat = _flat(mapped, 8 + length + about["data_offsets"][0], math.prod(about["shape"]), SAFE[about["dtype"]])
+        found[key] = flat.view(about["shape"])
+    return found
+
+
+def _mapped(path: Path) -> Tensor:
+    """The bytes of a file, mapped from the disk."""
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+
+def _flat(mapped: Tensor, start: int, count: int, dtype: torch.dtype) -> Tensor:
+    """`count` numbers from byte `start` on."""
+    raw = mapped[start : start + count * dtype.itemsize]
+    raw = raw.clone() if start % dtype.itemsize else raw  # a view begins at a multiple of its item size
+    return raw.view(dtype)
+
+
 class _Archive:
     """The zip format: `NAME/data.pkl` and a record `NAME/data/KEY` for each storage, none of them compressed."""
 
@@ -193,7 +226,7 @@ class _Archive:
         if len(pickles) != 1:
             raise ValueError("no data.pkl inside")
         self.archive, self.folder = archive, pickles[0].removesuffix("data.pkl")
-        self.mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        self.mapped = _mapped(path)
 
     def load(self) -> Any:
         if f"{self.folder}byteorder" in self.archive.namelist() and self.stored("byteorder") != b"little":
@@ -220,11 +253,9 @@ class _Archive:
         header = bytes(self.mapped[info.header_offset : info.header_offset + 30].tolist())
         name_length, extra_length = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
         start = info.header_offset + 30 + name_length + extra_length
-        raw = self.mapped[start : start + count * dtype.itemsize]
-        if not len(raw) == count * dtype.itemsize <= info.file_size:
+        if not 0 <= count * dtype.itemsize <= min(info.file_size, len(self.mapped) - start):
             raise ValueError(f"record {key} is too short: its tensors reach beyond its storage")
-        raw = raw.clone() if start % dtype.itemsize else raw  # a view begins at a multiple of its item size
-        return raw.view(dtype)
+        return _flat(self.mapped, start, count, dtype)
 
 
 # ---------------------------------------------------------------------------------------------- pickles
@@ -236,6 +267,10 @@ STORAGES = {
 }  # fmt: skip
 DTYPES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()}
 DTYPES |= {str(dtype): dtype for dtype in (*STORAGES.values(), torch.complex64, torch.complex128)}
+SAFE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFE |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8}
+SAFE |= {f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)}
+"""Data types of safetensors by their name there."""
 SETTINGS = ("argparse.", "collections.", "copyreg.", "datetime.", "decimal.", "fractions.", "pathlib.", "typing.")
 """Modules of Python's own library whose objects are settings; PLAIN: names in others. Every other name is refused."""
 PLAIN = {f"builtins.{name}" for name in ("object", "list", "dict", "tuple", "frozenset", "complex", "range", "slice")}

@@ -26,6 +26,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
 from common.numerics import autocast
+from common.options import IMAGE_SIZE
 from evaluations import harness, record
 from evaluations.figures import COLOURS, STYLE, markdown
 from evaluations.metrics.codebook_usage import CodeUsage
@@ -37,6 +38,7 @@ class DiagnoseConfig:
     vq_ckpt: str = opt(MISSING, "tokenizer: a run, one of its checkpoints, or a released file")
     weights: str = opt("ema", "ema (falls back to model where a run kept no average) | model")
     data_path: str = opt(MISSING, "held-out image folder; centre crops are taken")
+    image_size: int | None = opt(None, IMAGE_SIZE)
     num_images: int | None = opt(None, "number of images, evenly spread over the folder; null = all")
     out: str = opt(MISSING, "folder for the results")
     every: int | None = opt(None, "tokens between two measured prefixes; null = a 64th of all")
@@ -64,7 +66,7 @@ def run(config: DiagnoseConfig) -> dict[str, Any]:
 
 def _run(config: DiagnoseConfig, world: World) -> dict[str, Any]:
     out = Path(config.out)
-    tokenizer = harness.load_tokenizer(config.vq_ckpt, config.weights, world)
+    tokenizer = harness.load_tokenizer(config.vq_ckpt, config.weights, world, image_size=config.image_size)
     dataset = open_images(config.data_path, tokenizer.image_size)
     count = min(len(dataset), config.num_images or len(dataset))
     if count < 2:

@@ -22,6 +22,7 @@ from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.dist import World
 from common.errors import UserError
+from common.options import IMAGE_SIZE
 from evaluations import record
 from evaluations.c2i import scores
 from evaluations.metrics import FEATURES
@@ -38,7 +39,7 @@ class DecodingConfig:
     model_config: str | None = opt(None, "YAML that the checkpoint must agree with; null = trust the checkpoint")
     weights: str = opt("ema", "ema (falls back to model where a run kept no average) | model")
     data_path: str = opt(MISSING, "image folder; centre crops are taken")
-    image_size: int | None = opt(None, "must be the tokenizer's size; null = that size")
+    image_size: int | None = opt(None, IMAGE_SIZE)
     num_images: int | None = opt(None, "only the first num_images of the folder; null = all")
     sample_dir: str = opt(MISSING, "folder for the results")
     num_tokens: list[int] = opt([], "decode the first k tokens, for each k in this list; [] = all tokens")

@@ -30,7 +30,7 @@ from common.data import ImageFolder, share, stream
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
-from common.options import LogConfig, OptimConfig, RunConfig
+from common.options import IMAGE_SIZE, LogConfig, OptimConfig, RunConfig
 from common.paper_flags import half, joined, switch
 from common.provenance import read_provenance
 from common.trainee import Trainee
@@ -46,7 +46,7 @@ class ProbeConfig:
     vq_ckpt: str = opt(MISSING, "tokenizer checkpoint or run")
     vq_weights: str = opt("ema", "tokenizer weights: ema | model")
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
-    image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
+    image_size: int | None = opt(None, IMAGE_SIZE)
     gpt_ckpt: str | None = opt(None, "probe the features of this generator; null = those of the tokenizer")
     gpt_weights: str = opt("model", "generator weights: model | ema")
     gpt_model: str | None = opt(None, "generator size; must agree with the checkpoint")
@@ -194,7 +194,7 @@ def accuracy(
 NOT_IN_QUESTION = {
     "out": "where results go", "log": "what is printed", "device": "equal up to rounding", "num_workers": "speed",
     "gpt_model": "must agree with the checkpoint", "tok_config": "must agree with the checkpoint",
-    "image_size": "must agree with the checkpoint", "eval": "how the probe was found",
+    "eval": "how the probe was found",
     **dict.fromkeys(
         ("data_path", "crop", "flip", "epochs", "warmup_epochs", "blr", "lr", "min_lr", "weight_decay",
          "per_proc_batch_size", "seed", "ckpt_epoch", "lin_probe_ckpt"),

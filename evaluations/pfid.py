@@ -212,32 +212,32 @@ class CodeSwaps:
 
     def __init__(self, config: PfidConfig, tokenizer: Tokenizer, cells: list[Cell]) -> None:
         self.tokenizer, self.cells, self.seed = tokenizer, cells, config.seed
-        self.widest, self.groups = max(cell.delta for cell in cells), _groups(tokenizer)
-        self.tables = (
-            [nearest_codes(group, group.codebook(), self.widest) for group in self.groups]
-            if config.neighbours == "code" else []
-        )
+        self.groups, self.neighbours = _groups(tokenizer), config.neighbours
+        self.widest = max(cell.delta for cell in cells)
 
     def __call__(self, indices: np.ndarray, images: Tensor) -> Iterator[Tensor]:
-        codes, near = self._near(images)
-        uniform = _drawn(self.seed, indices, lambda rng: rng.random((2, codes.shape[1]), np.float32), codes.device)
-        for cell in self.cells:
-            wrong = perturb_codes(codes, near, cell.alpha, cell.delta, uniform.transpose(0, 1))
-            yield self.tokenizer.decode(wrong[:, : cell.num_tokens])
-
-    def _near(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B,L) of the images and the nearest codes of each, (B,L,widest), within its codebook."""
-        most = self.tokenizer.num_tokens
         latents, _ = self.tokenizer.latents(images)
         codes = self.tokenizer.quantizer(latents).codes
-        if self.tables:
-            split = zip(self.tables, codes.chunk(len(self.groups), dim=1), strict=True)
-            near = [table[own] for table, own in split]
+        size = min(codes.shape[1], self.tokenizer.num_tokens)
+        uniform = _drawn(self.seed, indices, lambda rng: rng.random((2, 1, size), np.float32), codes.device)
+        # One image at a time: the near codes of a batch take gigabytes where the codebook is large.
+        swapped: list[list[Tensor]] = []
+        for at, own in enumerate(codes):
+            near, kept = self._near(latents[at : at + 1], own)[None, :size], own[None, :size]
+            swapped.append([perturb_codes(kept, near, cell.alpha, cell.delta, uniform[at]) for cell in self.cells])
+        for number, cell in enumerate(self.cells):
+            wrong = torch.cat([each[number] for each in swapped])
+            yield self.tokenizer.decode(wrong[:, : cell.num_tokens])
+
+    def _near(self, latents: Tensor, codes: Tensor) -> Tensor:
+        """Latents of one image and its codes (L,) -> the codes near to each, (L,widest), within its codebook."""
+        count = len(self.groups)
+        if self.neighbours == "code":
+            centres = [group.lookup(own) for group, own in zip(self.groups, codes.chunk(count), strict=True)]
         else:
-            split = zip(self.groups, latents.chunk(len(self.groups), dim=2), strict=True)
-            rows = [nearest_codes(group, group.rows(own), self.widest) for group, own in split]
-            near = [each.unflatten(0, (len(images), -1)) for each in rows]
-        return codes[:, :most], torch.cat(near, dim=1)[:, :most]
+            centres = [group.rows(own) for group, own in zip(self.groups, latents.chunk(count, dim=2), strict=True)]
+        pairs = zip(self.groups, centres, strict=True)
+        return torch.cat([nearest_codes(group, own, self.widest) for group, own in pairs])
 
 
 class LatentNoise:

@@ -30,6 +30,7 @@ from common.data import ImageFolder, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
+from common.options import IMAGE_SIZE
 from common.paper_flags import half
 from common.provenance import read_provenance
 from evaluations import harness, record
@@ -44,7 +45,7 @@ class ValLossConfig:
     vq_ckpt: str | None = opt(None, "tokenizer checkpoint or run that made the generator's training codes")
     vq_weights: str = opt("ema", "tokenizer weights: ema | model")
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
-    image_size: int | None = opt(None, "must be the tokenizer's; null = take it from there")
+    image_size: int | None = opt(None, IMAGE_SIZE)
     code_path: str | None = opt(None, "instead of images: a code store of held-out images, its first augmentation")
     num_images: int | None = opt(None, "only the first num_images; null = all")
     out: str | None = opt(None, "result file; null = val_loss.json in the generator's run (or beside its file)")

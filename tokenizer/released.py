@@ -91,6 +91,8 @@ def _released(found: Found, config: Stated) -> tuple[TokenizerConfig, Callable[[
         ours = family.ours if family else dict
         return _with_its_layout(stated, ours(found.mapped), path), lambda: ours(found.read())
     family = family_of(found.mapped, str(path))
+    if family.name == "taming" and (found.averaged or found.part in ("vq", "vq_ema")):
+        family = BY_NAME["ibq"]  # taming's files have no averages, and are not among GEAR's
     try:
         shown = merge(family.config(family.ours(found.mapped)), family.stated(found.args))
         stated = _as_config(merge(shown, config or {}))

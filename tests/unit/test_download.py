@@ -218,8 +218,9 @@ def test_the_shipped_table_is_complete(capsys):
     for name, entry in table.items():
         assert name in printed and entry.file and (entry.parameters > 1e7 or entry.what == "codes")
         assert entry.config is None or (download.ROOT / entry.config).is_file()
+        assert entry.licence or entry.what == "network"
     words = [line.split() for line in printed.splitlines()]
-    assert ["gigatok_S-S", "tokenizer", "136M", "vq/VQ_SS256.yaml", "rFID", "1.01,", "LPIPS", "0.2226"] in words
+    assert ["gigatok_S-S", "tokenizer", "136M", "vq/VQ_SS256.yaml", "MIT", "rFID", "1.01,", "LPIPS", "0.2226"] in words
     assert "3.91" in table["titok_S-128"].numbers and table["titok_S-128"].licence.startswith("Apache-2.0")
     families = {name.partition("_")[0] for name, entry in table.items() if entry.what in ("tokenizer", "generator")}
     assert families >= {"gigatok", "retok", "llamagen", "robustok", "titok", "onedpiece", "maskgit"}

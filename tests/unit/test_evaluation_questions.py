@@ -41,7 +41,7 @@ JOBS: dict[ModuleType, tuple[type, set[str]]] = {
     ),
     linear_probe: (
         linear_probe.ProbeConfig,
-        SPEED | SAME_CHECKPOINT | {"out", "log", "eval"}
+        SPEED | {"gpt_model", "tok_config", "out", "log", "eval"}
         # What the probe was trained with is in its weights, whose hash is in the question.
         | {"data_path", "crop", "flip", "epochs", "warmup_epochs", "blr", "lr", "min_lr", "weight_decay", "seed",
            "ckpt_epoch", "lin_probe_ckpt"},

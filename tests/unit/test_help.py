@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ from common.schema import lookup, nested_schema, table_names
 from tests.launchers.test_jobs import JOBS
 from tokenizer.config import TrainConfig
 from tokenizer.quantizers import QUANTIZERS
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_jobs_options_are_listed() -> None:
@@ -78,3 +82,21 @@ def test_groups_and_parts_inside_parts_are_shown() -> None:
     group = render(TrainConfig, {}, "", "lecam")
     assert "adversary.lecam.decay  (float)" in group and "optim.lr" not in group
     assert "dinov2_vitb14" in render(TrainConfig, {}, "", "regularizers.teacher")
+
+
+def test_every_option_is_set_by_something_shipped_or_explained() -> None:
+    """An option that no config, script, study or benchmark sets is on a page that says what it is for."""
+    folders = ("configs", "scripts", "studies", "benchmarks", "notebooks", ".ci")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    shipped = "\n".join(path.read_text() for path in files if path.suffix in (".yaml", ".sh", ".py", ".ipynb", ""))
+    shipped = re.sub(r"^.*= opt\(.*$", "", shipped, flags=re.MULTILINE)
+    pages = (ROOT / "README.md").read_text() + (ROOT / "Detailed_instructions.md").read_text()
+    lacking = []
+    for schema, fields in schemas().items():
+        for name in (field.name for field in dataclasses.fields(fields)):
+            flag = name.replace("_", "-")
+            spellings = (rf"--{flag}\b", rf"(?<!\w){name}\s*[:=]", rf'"{name}"')
+            explained = any(re.search(each, pages) for each in (*spellings, rf"`[^`\n]*\b{name}\b[^`\n]*`"))
+            if not explained and not any(re.search(each, shipped) for each in spellings):
+                lacking.append(f"{schema}.{name}")
+    assert lacking == []

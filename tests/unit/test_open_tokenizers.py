@@ -30,7 +30,7 @@ from evaluations import diagnose, pfid, reconstruction
 from tests import toys
 from tokenizer import train as tokenizer_training
 from tokenizer.config import TokenizerConfig, TrainConfig
-from tokenizer.families import robustok, taming, titok
+from tokenizer.families import robustok, taming, titok, var, xqgan
 from tokenizer.families.base import swap_back
 from tokenizer.model import Tokenizer
 from tokenizer.paper_flags import TRAIN_FLAGS
@@ -69,21 +69,29 @@ FOREIGN: dict[str, dict[str, Any]] = {
     }
     for name, kind, blocks in (("taming", "vq", 2), ("ibq", "ibq", 4))
 } | {
+    "var": {
+        "image_size": 32, "z_channels": 8, "encoder": TAMING,
+        "decoder": {**TAMING, "adaptive_norm": False, "depth_to_space": False},
+        "quantizer": {"name": "multi_scale", "codebook_size": 32, "codebook_dim": 8, "l2_norm": False},
+    },
     "magvit2": {
         "image_size": 32, "z_channels": 6, "quant_conv_kernel": 0, "quantizer": {"name": "lfq", "codebook_size": 64},
         "encoder": {"name": "magvit2", **GRID}, "decoder": {"name": "magvit2", **GRID},
     },
-    "xqgan": {
-        "image_size": 32, "z_channels": 64, "layout": {"num_tokens": 16}, "encoder": {**VIT, "groups": 2},
-        "decoder": VIT,
-        "quantizer": {
-            "name": "product", "groups": 2, "part": {"name": "vq_hits", "codebook_size": 32, "codebook_dim": 4},
-        },
-    },
+} | {
+    name: {
+        "image_size": 32, "z_channels": 64, "layout": {"num_tokens": tokens}, "encoder": {**VIT, "groups": 2},
+        "decoder": VIT, "quantizer": {"name": "product", "groups": 2, "part": {**part, "codebook_size": 32}},
+    }
+    for name, tokens, part in (
+        ("xqgan", 16, {"name": "vq_hits", "codebook_dim": 4}),
+        ("xqgan_residual", 121, {"name": "multi_scale", "codebook_dim": 4, "scales": xqgan.SCALES}),
+        ("xqgan_binary", 121, {"name": "binary_multi_scale", "scales": xqgan.SCALES}),
+    )
 }  # fmt: skip
 """Families whose files we read but do not write."""
-CONVOLUTIONS = ("maskgit", "taming", "ibq", "magvit2")
-SLOW = ("onedpiece", "titok_pixels", "maskgit", "taming", "ibq", "magvit2", "xqgan")
+CONVOLUTIONS = ("maskgit", "taming", "ibq", "var", "magvit2")
+SLOW = [name for name in (*MODELS, *FOREIGN) if name not in ("titok", "titok_vae")]
 
 
 def make(name: str) -> Tokenizer:
@@ -98,9 +106,9 @@ def make(name: str) -> Tokenizer:
 def theirs(name: str) -> dict[str, torch.Tensor]:
     """The tensors of `make(name)` under the names of their project."""
     tensors = {key: value for key, value in make(name).state_dict().items() if not key.endswith("codebook_used")}
-    if name == "xqgan":
+    if name.startswith("xqgan"):
         parts = [(f"quantizes.{place}.{old}", f"quantizer.parts.{place}.{new}") for place in (0, 1)
-                 for old, new in (("ema_vocab_hit_SV", "hits"), ("", ""))]  # fmt: skip
+                 for old, new in ((var.HITS, "hits"), var.PHI, ("", ""))]  # fmt: skip
         return swap_back(tensors, parts + robustok.PREFIXES)
     levels = len(GRID["multipliers"])
     found = []
@@ -109,6 +117,11 @@ def theirs(name: str) -> dict[str, torch.Tensor]:
         for level in range(levels):
             found.append((f"decoder.adaptive.{level}.", f"decoder.adaptive.{levels - 1 - level}."))
             found.append((f"encoder.down.{level}.downsample.", f"encoder.conv_blocks.{level}.downsample.conv."))
+    if name == "var":
+        found = [(f"quantize.{var.PHI[0]}", f"quantizer.{var.PHI[1]}")]
+        for key in [key for key in tensors if ".q." in key]:
+            parts = [tensors.pop(key.replace(".q.", f".{each}.")) for each in "qkv"]
+            tensors[key.replace(".q.", ".qkv.")] = torch.cat(parts)
     return swap_back(tensors, found + taming.pairs({f"decoder.up.{levels - 1}.": None}))
 
 
@@ -141,9 +154,9 @@ def test_a_file_is_recognised_and_loads_the_same_model(made: Path, name: str, ca
     assert torch.equal(model.decode_vectors(vectors).images, own.decode_vectors(vectors).images)
     titles = {
         "maskgit": "MaskGIT-VQGAN", "onedpiece": "One-D-Piece", "taming": "taming's VQGAN", "ibq": "IBQ",
-        "magvit2": "Open-MAGVIT2", "xqgan": "XQ-GAN",
+        "var": "VAR's VQVAE", "magvit2": "Open-MAGVIT2", "xqgan": "XQ-GAN",
     }  # fmt: skip
-    title = titles.get(name, "TiTok")
+    title = titles.get(name.partition("_")[0], "TiTok")
     assert f"recognised {title}" in capsys.readouterr().err
     assert model.image_size == 32
 
@@ -210,6 +223,16 @@ def test_files_that_cannot_be_decoded_say_why(made: Path, tmp_path: Path) -> Non
             tokenizers.load(tmp_path / "shapes.bin")
 
 
+def test_the_file_around_them_tells_ibq_from_taming(tmp_path: Path) -> None:
+    tensors = theirs("taming")  # two blocks a level
+    averages = {f"model_ema.{key.replace('.', '')}": value for key, value in tensors.items()}
+    gear, lightning = {"vq": tensors, "vq_ema": tensors}, {"state_dict": tensors | averages}
+    for content, choices in ((gear, ("ema", "model", "vq_ema")), (lightning, ("ema", "model"))):
+        torch.save(content, tmp_path / "a.ckpt")
+        for weights in choices:
+            assert tokenizers.load(tmp_path / "a.ckpt", weights).config.quantizer["name"] == "ibq"
+
+
 def test_the_choice_between_taming_and_ibq_can_be_overridden(made: Path, capsys: pytest.CaptureFixture) -> None:
     assert tokenizers.load(made / "taming.bin").config.quantizer["name"] == "vq"
     advice = capsys.readouterr().err.splitlines()[0].partition("pass config=")[2]
@@ -221,9 +244,9 @@ def test_the_choice_between_taming_and_ibq_can_be_overridden(made: Path, capsys:
 def test_every_job_takes_the_file(made: Path, tmp_path: Path, name: str) -> None:
     path = made / f"{name}.bin"
     given = ["--vq-ckpt", path, "--data-path", made / "images", "--device", "cpu"]
-    full = tokenizers.load(path, image_size=32).num_tokens
-    prefixes = name not in (*CONVOLUTIONS, "xqgan")
-    counts = [1, full // 2, full] if prefixes else [full]
+    model = tokenizers.load(path, image_size=32)
+    full = model.num_tokens
+    counts = [1, full // 2, full] if model.is_1d else [full]
     found = reconstruction.run(parse(
         reconstruction.ReconstructionConfig, reconstruction.FLAGS, *given, *size_of(name), "--sample-dir",
         tmp_path / "recon", "--num-tokens", f"[{','.join(map(str, counts))}]",
@@ -234,11 +257,11 @@ def test_every_job_takes_the_file(made: Path, tmp_path: Path, name: str) -> None
         "--deltas", "[4]", "--frechet", "fd_efficientnet_lite2",
     ))  # fmt: skip
     assert robust["tokens"][str(full)]["cells"]
-    if name not in CONVOLUTIONS:  # the job has no --image-size
-        seen = diagnose.run(parse(
-            diagnose.DiagnoseConfig, diagnose.FLAGS, *given, "--out", tmp_path / "seen", "--every", full // 2
-        ))
-        assert seen["prefixes"]["num_tokens"][-1] == full
+    seen = diagnose.run(parse(
+        diagnose.DiagnoseConfig, diagnose.FLAGS, *given, *size_of(name), "--out", tmp_path / "seen",
+        "--every", full // 2,
+    ))  # fmt: skip
+    assert seen["prefixes"]["num_tokens"][-1] == full
     store = tmp_path / "codes"
     extract_codes.run(parse(ExtractConfig, EXTRACT_FLAGS, *given, *size_of(name), "--code-path", store))
     assert np.load(store / "codes.npy").shape == (11, 2, full)

@@ -20,6 +20,8 @@ from tokenizer.losses.adversarial import (
 )
 from tokenizer.losses.feature import contrastive_loss
 from tokenizer.losses.pixel import ReconstructionLoss
+from tokenizer.quantizers import perturbation
+from tokenizer.quantizers.lfq import LookupFreeQuantizer
 from tokenizer.quantizers.perturbation import Perturbation, anneal, nearest_codes
 from tokenizer.quantizers.vq import VectorQuantizer
 from tokenizer.quantizers.vq_hits import HitCountQuantizer
@@ -125,6 +127,24 @@ def test_a_pool_that_cannot_be_is_refused(quantizer):
     for strength in (-1, 0, 33):
         with pytest.raises(UserError, match="expected 1 to codebook_size=32"):
             nearest_codes(quantizer, torch.zeros(1, 4), strength)
+
+
+def test_near_codes_found_piece_by_piece_are_the_same(quantizer, monkeypatch):
+    centres = torch.randn(50, 4)
+    whole = nearest_codes(quantizer, centres, 9)
+    monkeypatch.setattr(perturbation, "AT_ONCE", 7 * 32)
+    assert torch.equal(nearest_codes(quantizer, centres, 9), whole)
+    assert nearest_codes(quantizer, centres[:0], 9).shape == (0, 9)
+
+
+def test_near_codes_of_many_bits_differ_in_few_of_them():
+    """All distances of 600 centres to 2^18 codes would take 629 MB; they are computed in three pieces."""
+    quantizer = LookupFreeQuantizer(LookupFreeQuantizer.Config(codebook_size=2**18)).eval()
+    codes = torch.randint(2**18, (600,), generator=torch.Generator().manual_seed(0))
+    near = nearest_codes(quantizer, quantizer.lookup(codes), 1 + 18 + 153)
+    bits = (quantizer.lookup(near) != quantizer.lookup(codes)[:, None]).sum(dim=2)
+    assert torch.equal(near[:, 0], codes)
+    assert torch.equal(bits, torch.tensor([0] + [1] * 18 + [2] * 153).expand(600, -1))
 
 
 def test_annealing_is_continuous_for_every_end():

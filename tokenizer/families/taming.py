@@ -43,10 +43,10 @@ def network(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def config(tensors: Mapping[str, Tensor], quantizer: str) -> dict[str, Any]:
     other = {"vq": "ibq", "ibq": "vq"}[quantizer]
-    blocks = f"{count(tensors, r'encoder[.]conv_blocks[.]0[.]res[.]([0-9]+)[.]')} residual blocks a level"
     options = {"l2_norm": False, "rotation": False, "codebook_weight": 0.25, "commit_weight": 1.0}
     print(
-        f"taming's VQGAN and IBQ have the same keys; {blocks}: quantizer {quantizer}; for the other one pass "
+        f"taming's VQGAN and IBQ have the same keys; {IBQ_BLOCKS} residual blocks a level, averages beside the weights "
+        f"and GEAR's wrapper mean IBQ: taken for {quantizer}; for the other quantizer pass "
         f"config={{'quantizer': {codebook(tensors, other, **options)}}}",
         file=sys.stderr,
     )

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from common import dist
 
 USAGE_WINDOW = 65536
+AT_ONCE = 2**26
+"""Distances or inner products of latents and codes that are computed at once: 256 MB."""
 NO_CODES = (
     "this tokenizer is continuous (quantizer kl): its vectors have no codes to store, look up or generate; "
     "use a tokenizer with another model.quantizer, or Tokenizer.encode_vectors and decode_vectors"

@@ -10,11 +10,8 @@ from torch import Tensor
 from common.config import opt
 from common.errors import UserError
 from common.numerics import autocast
-from tokenizer.quantizers.base import Quantized, to_maps
+from tokenizer.quantizers.base import AT_ONCE, Quantized, to_maps
 from tokenizer.quantizers.vq import VectorQuantizer, entropy_loss
-
-LOGITS = 2**26
-"""Inner products computed at once in evaluation: 256 MB."""
 
 
 class IndexBackpropagationQuantizer(VectorQuantizer):
@@ -44,7 +41,7 @@ class IndexBackpropagationQuantizer(VectorQuantizer):
         with autocast("none", latents.device):
             rows, codebook = self.rows(latents), self.codebook()
             if not self.training:
-                pieces = rows.split(max(1, LOGITS // len(codebook)))
+                pieces = rows.split(max(1, AT_ONCE // len(codebook)))
                 codes = torch.cat([(piece @ codebook.t()).argmax(dim=1) for piece in pieces])
                 return Quantized(to_maps(self.lookup(codes), latents), codes.unflatten(0, (len(latents), -1)), {})
             logits = rows @ codebook.t()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.numerics import autocast, to_device
-from tokenizer.quantizers.base import CodeQuantizer
+from tokenizer.quantizers.base import AT_ONCE, CodeQuantizer
 
 NEIGHBOURS = ("latent", "code")
 
@@ -66,10 +66,15 @@ def perturb(quantizer: CodeQuantizer, latents: Tensor, vectors: Tensor, codes: T
 
 @torch.no_grad()
 def nearest_codes(quantizer: CodeQuantizer, centres: Tensor, strength: int) -> Tensor:
-    """The `strength` codes nearest to each of the centres (n,e), nearest first: int64 (n,strength)."""
+    """The `strength` codes nearest to each of the centres (n,e), nearest first: int64 (n,strength).
+
+    Raises: UserError unless 1 <= strength <= codebook_size.
+    """
     if not 1 <= strength <= quantizer.codebook_size:
         raise UserError(f"perturbation strength is {strength}; expected 1 to codebook_size={quantizer.codebook_size}")
-    return torch.cdist(centres, quantizer.codebook()).topk(strength, largest=False).indices
+    codebook = quantizer.codebook()
+    pieces = centres.split(max(1, AT_ONCE // len(codebook)))
+    return torch.cat([torch.cdist(piece, codebook).topk(strength, largest=False).indices for piece in pieces])
 
 
 def anneal(progress: float, start: float, end: float, end_ratio: float) -> float:
