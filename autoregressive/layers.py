@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.attention import attention
-from common.layers import DropPath, RMSNorm, rotate
+from common.layers import DropPath, LayerNorm, RMSNorm, rotate
 
 __all__ = ["Attention", "Block", "FeedForward", "KVCache", "keep_caches_uncompiled", "modulate"]
 
@@ -85,8 +85,8 @@ class Attention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.wqkv = nn.Linear(width, 3 * width, bias=False)
         self.wo = nn.Linear(width, width, bias=False)
-        self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.q_norm = LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.residual_dropout = nn.Dropout(residual_dropout)
 
     def forward(

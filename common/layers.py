@@ -1,11 +1,24 @@
-"""Small layers that more than one network uses: RMSNorm, DropPath, 2D rotary positions."""
+"""Small layers that more than one network uses: norms, DropPath, 2D rotary positions."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DropPath", "RMSNorm", "rotary_table_2d", "rotate"]
+__all__ = ["DropPath", "LayerNorm", "RMSNorm", "rotary_table_2d", "rotate"]
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm whose parameters may be narrower than its input, as FSDP gathers them under bf16.
+
+    CUDA's autocast widens both; torch's CPU kernel refuses bf16 parameters beside a float32 input.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> same shape."""
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
 
 
 class RMSNorm(nn.Module):

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from common.errors import UserError
 
 __all__ = [
-    "MetaAutocast", "autocast", "bits_of", "derive_seed", "mix", "numpy_generator", "random_bits", "row_keys",
+    "MetaAutocast", "autocast", "bits_of", "derive_seed", "mix", "numpy_generator", "place", "random_bits", "row_keys",
     "step_generator", "to_device", "torch_generator", "uniform",
 ]  # fmt: skip
 
@@ -88,6 +88,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy of a CPU tensor on `device` that the host does not wait for: CUDA copies pinned memory asynchronously."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a convolutional network to `device`, on CUDA with weights in channels_last, the layout of its kernels."""
+    return module.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
 
 
 def derive_seed(seed: int, *stream: int | str) -> int:

@@ -85,7 +85,7 @@ class TokenizerTrainee(Trainee):
             adapt(self.tokenizer, config.lora, config.freeze)
         self.regularizers = self._regularizers()
         losses = {name: build("tokenizer.losses:LOSSES", mapping) for name, mapping in config.losses.items()}
-        self.losses_by_name = nn.ModuleDict(losses).to(world.device)
+        self.losses_by_name = numerics.place(nn.ModuleDict(losses), world.device)
         self.start(
             self.tokenizer, TrainingPass(self.tokenizer, config.freeze, self.regularizers), config.ema_decay
         )

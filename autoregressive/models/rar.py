@@ -14,6 +14,7 @@ from common.attention import attention
 from common.config import opt
 from common.errors import UserError
 from common.hub import HubModel
+from common.layers import LayerNorm
 from common.numerics import uniform
 
 __all__ = ["RAR", "SIZES", "random_order_probability"]
@@ -199,8 +200,8 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, attention_dropout
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.LayerNorm(width // heads, eps=1e-6)
-        self.k_norm = nn.LayerNorm(width // heads, eps=1e-6)
+        self.q_norm = LayerNorm(width // heads, eps=1e-6)
+        self.k_norm = LayerNorm(width // heads, eps=1e-6)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
@@ -221,9 +222,9 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, heads: int, ffn_width: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = LayerNorm(width, eps=1e-6)
         self.attn = _Attention(width, heads, dropout, attention_dropout)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = LayerNorm(width, eps=1e-6)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, ffn_width), "fc2": nn.Linear(ffn_width, width)})
         self.mlp_drop = nn.Dropout(dropout)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))

@@ -22,9 +22,11 @@ from benchmarks.check_gpu.lines import Figures, SkipError, check
 
 WORDS = [
     "--config", str(ROOT / "configs/toy/robustok.yaml"), "data.batch_size=4", "data.workers=0", "adversary.start=1",
-    "model.quantizer.refresh_every=0", "run.validate_every=2", "run.background_save=true", "log.every=1",
-    "run.compile=false",
+    "adversary.adaptive=true", "adversary.lecam={}", "regularizers.perturbation.delta=4",
+    "model.quantizer={name: vq, codebook_size: 64, codebook_dim: 16, entropy_weight: 0.1}", "run.validate_every=2",
+    "run.checkpoint_every=2", "run.background_save=true", "log.every=1", "run.compile=false",
 ]  # fmt: skip
+FROZEN = ["freeze=[encoder,quant_conv,quantizer]", "regularizers.contrastive=null"]
 
 
 def _start(folder: str, device: torch.device, ranks: int, *words: str) -> list[subprocess.Popen[bytes]]:
@@ -49,21 +51,26 @@ def _start(folder: str, device: torch.device, ranks: int, *words: str) -> list[s
 
 
 def matrix(device: torch.device) -> Figures:
-    """2: training, validation and saving under every parallelism and precision; a CPU does two cells under gloo."""
+    """2: every parallelism and precision: steps, validation, saving, going on with one rank, frozen codes.
+
+    A CPU does one cell under gloo; tests/integration/test_precision.py does all.
+    """
     ranks = min(2, torch.cuda.device_count()) if device.type == "cuda" else 2
-    cells = [(way, precision) for way in ("none", "ddp", "fsdp") for precision in ("none", "bf16")]
+    cells = [(way, precision, "all") for way in ("none", "ddp", "fsdp") for precision in ("none", "bf16")]
+    cells.append(("fsdp", "bf16", "decoder"))
     if device.type == "cpu":
-        # Under fsdp and bf16 torch's CPU layer norm refuses bf16 weights with float32 inputs, which CUDA's casts.
-        cells = [("none", "bf16"), ("fsdp", "none")]
+        cells = [("fsdp", "bf16", "decoder")]
     seconds = {}
-    for way, precision in cells:
+    for way, precision, part in cells:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             words = [f"run.out={folder}/run", "run.steps=4", f"run.parallel={way}", f"run.precision={precision}"]
-            codes = [each.wait(300) for each in _start(folder, device, 1 if way == "none" else ranks, *words)]
-            said = (Path(folder) / "rank0.txt").read_text().strip().splitlines()
-            check(not any(codes), f"{way} {precision}: exit codes {codes}: {said[-1] if said else 'no output'}")
-            seconds[f"{way} {precision}"] = time.perf_counter() - began
+            words += FROZEN if part == "decoder" else []
+            for count, more in ((1 if way == "none" else ranks, ["run.stop_at=2"]), (1, [])):
+                codes = [each.wait(300) for each in _start(folder, device, count, *words, *more)]
+                said = (Path(folder) / "rank0.txt").read_text().strip().splitlines()
+                check(not any(codes), f"{way} {precision} {part}: {codes}: {said[-1] if said else 'no output'}")
+            seconds[f"{way} {precision} {part}"] = time.perf_counter() - began
     return seconds | {"ranks": ranks}
 
 

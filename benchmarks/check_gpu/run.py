@@ -1,7 +1,7 @@
 """Whether everything works on this machine's GPUs, and how fast: `bash scripts/check_gpu.sh`.
 
 Prints a line per check (pass, fail, or skipped and why), writes all figures to a JSON file, and exits with 1 if a check
-failed. `--device cpu` runs what a CPU can stand in for.
+failed. `--device cpu` runs what a CPU can stand in for, at toy sizes: one or two minutes of one core.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but no CUDA device is visible; pass --device cpu")
     if kind == "cpu":
-        print("no GPU is checked: the CPU stands in where it can")
+        print("no GPU is checked: the CPU stands in where it can, at toy sizes")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     out = Path(options.out or ROOT / "benchmarks" / "results" / f"check-{kind}-{today}.json")
     good = run(torch.device(kind), options.only or list(LINES), out)

@@ -12,10 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from autoregressive.models.rar import _Block as RarBlock
 from common import checkpoint
 from tests.faults import jobs
 from tests.faults.inject import Fault
+from tokenizer.layers.transformer import QFormerLayer, ViTLayer
+from tokenizer.layers.vit import VitBlock
 
 FROZEN = ["freeze=[encoder,quant_conv,quantizer]"]
 WORDS = [
@@ -99,3 +104,16 @@ def test_only_the_main_process_hashes_a_resumed_checkpoint(data: Path, tmp_path:
     again = [*WORDS, f"val_root={data}/images", "run.parallel=fsdp", "run.precision=none"]
     assert jobs.train("tokenizer", data, tmp_path / "out", *again, "run.stop_at=2", ranks=2, fault=fault) == [0, 0]
     assert any(name.startswith("model/") for name in files)
+
+
+@pytest.mark.parametrize("unit, inputs", [
+    (VitBlock(32, 2), 1), (ViTLayer(32, 2), 1), (QFormerLayer(32, 2), 4), (RarBlock(32, 2, 64, 0.0, 0.0), 2),
+])  # fmt: skip
+def test_units_with_bf16_weights_take_a_float32_stream(unit: nn.Module, inputs: int) -> None:
+    """FSDP gathers them so. The stream stays in float32, and the output is that of float32 weights but for rounding."""
+    streams = [torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(n)) for n in range(inputs)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = unit(*streams)
+        found = unit.bfloat16()(*streams)
+    assert found.dtype == expected.dtype == torch.float32
+    assert (found - expected).abs().max() <= 0.02 * expected.abs().max()

@@ -11,10 +11,13 @@ import torchvision
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
+from benchmarks.check_gpu.cases import trainee_and_batch
+from common import numerics
 from common.config import build, resolve
 from common.dist import World
 from common.errors import UserError
 from common.networks import lpips
+from common.numerics import place
 from common.options import OptimConfig
 from tokenizer.config import AdversaryConfig
 from tokenizer.discriminators import DISCRIMINATORS
@@ -198,3 +201,31 @@ def test_a_loss_is_frozen_deterministic_and_zero_for_equal_images(name: str, net
 def test_missing_convnext_weights_say_where_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"curl -L .*convnext_small-0c510722\.pth.*efficientnet_lite0"):
         build("tokenizer.losses:LOSSES", {"name": "convnext_small", "path": str(tmp_path / "nothing.pth")})
+
+
+@pytest.mark.parametrize("kind, layout", [("cuda", torch.channels_last), ("cpu", torch.contiguous_format)])
+def test_on_cuda_convolutions_run_in_channels_last(
+    kind: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PatchGAN and LPIPS of contiguous images, on a CPU that is called CUDA."""
+    move = nn.Module.to
+    monkeypatch.setattr(nn.Module, "to", lambda own, device=None, **how: move(own, "cpu", **how))
+    device = torch.device(kind)
+    config = AdversaryConfig(discriminator={"name": "patchgan", "channels": 8})
+    judge = Adversary(config, OptimConfig(), World(0, 1, device), "none").module
+    network = place(lpips.LPIPSNetwork((4, 4, 4, 4, 4)), device)
+    seen: list[torch.Tensor] = []
+    for module in (*judge.modules(), *network.modules()):
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _own, _given, made: seen.append(made))
+    judge(torch.rand(2, 3, 32, 32))
+    network.features(torch.rand(2, 3, 32, 32))
+    wide = [made for made in seen if made.shape[1] > 1]  # both layouts are the same for one channel
+    assert len(wide) == 4 + 13 and all(made.is_contiguous(memory_format=layout) for made in wide)
+
+
+def test_a_tokenizers_losses_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[nn.Module] = []
+    monkeypatch.setattr(numerics, "place", lambda module, device: (placed.append(module), module)[1])
+    trainee = trainee_and_batch("robustok", torch.device("cpu"), "adversary=null")[0]
+    assert placed == [trainee.losses_by_name] and any(isinstance(each, nn.Conv2d) for each in placed[0].modules())

@@ -1,4 +1,4 @@
-"""The DINO discriminator and its augmentation, without DINO's weights."""
+"""Discriminators; DINO's and its augmentation without DINO's weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from common.errors import UserError
 from tokenizer.discriminators.diffaug import NUM_UNIFORMS, augment
 from tokenizer.discriminators.dino import DinoDiscriminator, FrozenDino, LocalBatchNorm, fit
 from tokenizer.discriminators.efficientnet import EfficientNetDiscriminator
+from tokenizer.discriminators.stylegan import Block
 from tokenizer.layers.vit import VitConfig
 
 SIZES = {"width": 32, "layers": 3, "heads": 2}
@@ -44,6 +45,18 @@ def test_embedded_heads_count_alike_and_are_saved_alone():
     logits.mean().backward()
     assert images.grad.abs().sum() > 0
     assert judge.double().backbone.stem.weight.dtype == torch.float64
+
+
+def test_a_narrow_stylegan_block_learns_from_channels_last_maps():
+    """torch 2.13's backward of a strided 1 x 1 convolution of eight such channels corrupts memory on CPUs."""
+    torch.manual_seed(0)
+    block, maps = Block(8, 8), torch.rand(2, 8, 64, 64)
+    gradients = []
+    for given in (maps, maps.to(memory_format=torch.channels_last)):
+        given = given.detach().requires_grad_()
+        gradients.append(torch.autograd.grad(block(given).square().sum(), [given, *block.parameters()]))
+    for plain, last in zip(*gradients, strict=True):
+        assert (plain - last).abs().max() <= 1e-4 * plain.abs().max()
 
 
 def test_the_backbone_moves_with_it(judge):

@@ -48,6 +48,13 @@ def latents_for(quantizer: Quantizer) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
+def test_a_scale_that_no_image_has_leaves_the_losses_finite() -> None:
+    """Codebook drop may take the last scale from every image."""
+    quantizer = small("binary_multi_scale", entropy_weight=0.1).train()
+    done = quantizer(latents_for(quantizer), kept_scales=torch.tensor([2, 1]))
+    assert all(loss.isfinite() for loss in done.losses.values())
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_vectors_are_fp32_and_pass_gradients_to_every_latent_channel(name: str) -> None:
     quantizer = small(name).train()

@@ -59,6 +59,14 @@ def test_the_contrastive_loss_is_small_for_pairs_only():
     assert contrastive_loss(features, features, 100.0) < 1e-3 < contrastive_loss(features, features.roll(1, 0), 100.0)
 
 
+def test_the_contrastive_loss_of_some_pairs_is_that_of_a_smaller_batch():
+    a, b = (torch.randn(5, 3, generator=torch.Generator().manual_seed(n)).requires_grad_() for n in (0, 1))
+    counted = torch.tensor([True, False, True, True, False])
+    found, expected = contrastive_loss(a, b, 2.0, counted), contrastive_loss(a[counted], b[counted], 2.0)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, [a, b]), torch.autograd.grad(expected, [a, b]))
+
+
 # ----------------------------------------------------------------------------------------------- perturbation
 
 

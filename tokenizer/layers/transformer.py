@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.attention import attention
 from common.config import opt
 from common.errors import UserError
+from common.layers import LayerNorm
 
 SIZES = {  # name: (width, layers, heads)
     "tiny": (256, 4, 4),
@@ -71,8 +72,8 @@ class ViTLayer(nn.Module):
         self.self_attn = Attention(width, heads)
         self.linear1 = nn.Linear(width, 4 * width)
         self.linear2 = nn.Linear(4 * width, width)
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
+        self.norm2 = LayerNorm(width)
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """x (B,L,D), hidden (B,L) bool with True = not attended -> (B,L,D)."""
@@ -94,9 +95,9 @@ class QFormerLayer(nn.Module):
         self.multihead_attn = Attention(width, heads, varying=True)
         self.linear1 = nn.Linear(width, 4 * width)
         self.linear2 = nn.Linear(4 * width, width)
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
+        self.norm2 = LayerNorm(width)
+        self.norm3 = LayerNorm(width)
 
     def forward(
         self, queries: Tensor, memory: Tensor, query_pos: Tensor, memory_pos: Tensor, hidden: Tensor | None = None

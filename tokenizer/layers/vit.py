@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.attention import attention
 from common.config import opt
-from common.layers import DropPath
+from common.layers import DropPath, LayerNorm
 
 
 @dataclass
@@ -69,10 +69,10 @@ class VitBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, scaled: bool = True, gelu: str = "none", drop_path: float = 0.0):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = LayerNorm(width, eps=1e-6)
         self.attn = VitAttention(width, heads)
         self.ls1 = LayerScale(width) if scaled else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, gelu)
         self.ls2 = LayerScale(width) if scaled else nn.Identity()
         self.drop_path = DropPath(drop_path)
@@ -112,7 +112,7 @@ class Vit(nn.Module):
             VitBlock(width, config.heads, scaled, gelu, config.drop_path * index / max(config.layers - 1, 1))
             for index in range(config.layers)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = LayerNorm(width, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         for layer in self.modules():

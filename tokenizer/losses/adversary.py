@@ -14,7 +14,7 @@ from common import checkpoint, optim, parallel
 from common.config import build
 from common.dist import World
 from common.errors import UserError
-from common.numerics import autocast
+from common.numerics import autocast, place
 from tokenizer.config import AdversaryConfig
 from tokenizer.losses.adversarial import GAMES, LeCam, adaptive_weight, gradient_penalty
 
@@ -40,7 +40,7 @@ class Adversary:
             if not (found / "discriminator.safetensors").is_file():
                 raise UserError(f"adversary.init: {str(found)!r} holds no discriminator; set adversary.init=null")
             checkpoint.load_into(self.module, checkpoint.read_weights(found, "discriminator"), config.init)
-        self.wrapped = parallel.replicate(self.module, world)  # too small to be worth sharding
+        self.wrapped = parallel.replicate(place(self.module, world.device), world)  # too small to be worth sharding
         self.optimizer = optim.adamw(self.module, self.optim_config)
         self.lecam = LeCam(config.lecam.decay, config.lecam.settle).to(world.device) if config.lecam else None
 

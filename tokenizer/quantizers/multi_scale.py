@@ -193,14 +193,16 @@ class BinaryMultiScaleQuantizer(ResidualScales, LookupFreeQuantizer):
     def scale_loss(self, rest: Tensor, here: Tensor, number: int) -> dict[str, Tensor]:
         if not self.config.entropy_weight:
             return {}
-        probability = torch.sigmoid(-4 * to_rows(self.having(rest, here)) * self.scaler[number])
-        entropy = bit_entropy(probability).sum(dim=1).mean() - bit_entropy(probability.mean(dim=0)).sum()
-        return {"entropy": self.config.entropy_weight * entropy / here.mean()}
+        probability = torch.sigmoid(-4 * to_rows(rest) * self.scaler[number]).unflatten(0, (len(rest), -1))
+        shares = self.shares(here)[:, None]
+        each = bit_entropy(probability).sum(dim=2).mean(dim=1, keepdim=True)
+        entropy = (shares * each).sum() - bit_entropy((shares * probability.mean(dim=1)).sum(dim=0)).sum()
+        return {"entropy": self.config.entropy_weight * entropy / here.mean().clamp(min=1 / len(here))}
 
     @staticmethod
-    def having(rest: Tensor, here: Tensor) -> Tensor:
-        """The images that have the scale. (XQ-GAN indexes with zeros and ones: it sees the first two images only.)"""
-        return rest[here.bool()]
+    def shares(here: Tensor) -> Tensor:
+        """Each image's share (B,) in the means. (XQ-GAN indexes with zeros and ones: only the first two images.)"""
+        return here / here.sum().clamp(min=1)
 
 
 def bit_entropy(probability: Tensor) -> Tensor:

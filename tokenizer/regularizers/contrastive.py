@@ -76,7 +76,8 @@ class Contrastive(Regularizer):
         width = guide.shape[1]
         vectors = vectors[:, :width] if self.config.group == "first" else vectors[:, -width:]
         rows = [dist.gather_rows(x) for x in (guide, vectors.float().mean(dim=(2, 3)))]
+        counted = None
         if plan.kept_codes is not None:
             kept = dist.gather_rows(plan.kept_codes[:, None])[:, 0]
-            rows = [x[kept == kept.max()] for x in rows]
-        return {self.key: self.config.weight * contrastive_loss(*rows, self.config.scale)}
+            counted = kept == kept.max()
+        return {self.key: self.config.weight * contrastive_loss(*rows, self.config.scale, counted)}

@@ -30,7 +30,11 @@ class SelfAlignment(Regularizer):
             raise UserError("regularizers.self_alignment compares two lengths; add regularizers.cross_length")
         main, also = (view.features.first.float() for view in done.views[:2])
         kept, other = (plan.layout.num_tokens if length is None else length for length in plan.lengths[:2])
-        longer = (torch.as_tensor(kept, device=main.device) >= other).view(-1, 1, 1)
-        student, teacher = torch.where(longer, also, main), torch.where(longer, main, also).detach()
+        if isinstance(kept, int) and isinstance(other, int):
+            student, teacher = (also, main) if kept >= other else (main, also)
+        else:  # one length per image, a tensor (B,)
+            longer = (kept >= other).view(-1, 1, 1)
+            student, teacher = torch.where(longer, also, main), torch.where(longer, main, also)
+        teacher = teacher.detach()
         cosine = F.cosine_similarity(student, teacher, dim=-1)
         return {"self_alignment": self.config.weight * (1 - cosine.mean())}

@@ -116,7 +116,7 @@ def _scales(case: str, settings: dict, about: dict, io: dict[str, Tensor], repor
     weights = {key.partition("/w/")[2]: value for key, value in io.items() if key.startswith(f"{case}/w/")}
     if binary:
         quantizer = _made("binary_multi_scale", codebook_size=2 ** io["f"].shape[1], **options)
-        quantizer.having = lambda rest, here: rest[here.long()]  # the original's way to choose the images
+        quantizer.shares = lambda here: torch.bincount(here.long(), minlength=len(here)) / len(here)  # the original's
     else:
         size, dim = weights["embedding.weight"].shape
         norm = settings["using_znorm"]
