@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.training import STAND_INS
 from common import config
 from common.dist import World
 from common.trainee import Trainee
@@ -68,11 +69,15 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "rar": ("autoregressive", [*GENERATOR, "model.name=rar"]),
 }
 """Name -> package of the trainer, its command line."""
+FULL_WIDTH: dict[str, tuple[str, list[str]]] = {
+    "S-S": ("tokenizer", ["--config", str(ROOT / "configs/vq/VQ_SS256.yaml"), *STAND_INS, *RUN]),
+}
+"""Released sizes, which only a GPU runs."""
 
 
 def trainee_and_batch(name: str, device: torch.device, *words: str) -> tuple[Trainee, dict[str, Tensor]]:
     """The trainer of a case, with random weights from its seed, and a batch of four."""
-    job, own = CASES[name]
+    job, own = (CASES | FULL_WIDTH)[name]
     settings = config.parse(importlib.import_module(f"{job}.config").TrainConfig, [*own, *words])
     build, batch = importlib.import_module(f"{job}.train").without_data(settings)
     torch.manual_seed(0)

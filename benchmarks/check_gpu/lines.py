@@ -97,12 +97,12 @@ def attention_lengths(device: torch.device) -> Figures:
 
 
 def compiled_step(device: torch.device) -> Figures:
-    """5: compiled units compute the eager loss, and none stays eager (torch would raise)."""
+    """5: S-S at full width: compiled units compute the eager loss, and none stays eager (torch would raise)."""
     if device.type != "cuda":
         raise SkipError("compiling takes minutes on a CPU; tests/integration/test_parallel.py counts the units")
     losses = {}
     for compiled in (False, True):
-        trainee, batch = trainee_and_batch("retok", device, "run.precision=bf16")
+        trainee, batch = trainee_and_batch("S-S", device, "run.precision=bf16")
         if compiled:
             parallel.compile_units(trainee.trained)
         began = time.perf_counter()

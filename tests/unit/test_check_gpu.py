@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.check_gpu import lines, run
-from benchmarks.check_gpu.cases import CASES
+from benchmarks.check_gpu.cases import CASES, trainee_and_batch
 from benchmarks.check_gpu.waits import waits_of
 from common import config
 from tokenizer.config import TrainConfig
@@ -49,6 +49,11 @@ def test_the_cases_contain_every_part() -> None:
             seen |= {each["name"] for each in (settings.model.quantizer, *several)}
             seen |= {settings.adversary.discriminator["name"]} if settings.adversary else set()
     assert seen | LEFT_OUT >= QUANTIZERS.keys() | LOSSES.keys() | DISCRIMINATORS.keys() | REGULARIZERS.keys()
+
+
+def test_what_is_compiled_has_the_released_width() -> None:
+    trainee, _ = trainee_and_batch("S-S", META)
+    assert sum(weight.numel() for weight in trainee.trained.parameters()) > 134e6  # 136M less most of the semantic head
 
 
 def test_a_copy_and_a_read_are_seen() -> None:
