@@ -27,6 +27,7 @@ from scipy.stats import spearmanr
 from common import config
 from common.config import opt
 from common.errors import UserError
+from common.numerics import numpy_generator
 from evaluations import record
 from evaluations.bench_table import column
 from evaluations.figures import COLOURS, STYLE, markdown
@@ -100,7 +101,7 @@ def interval(
     values: np.ndarray, targets: np.ndarray, variants: Sequence[str], resamples: int, seed: int
 ) -> tuple[float, float]:
     """95% percentile interval of Spearman's correlation over resampled variants."""
-    names, rng = sorted(set(variants)), np.random.default_rng(seed)
+    names, rng = sorted(set(variants)), numpy_generator(seed, "variants")
     places = {name: np.flatnonzero(np.array(variants) == name) for name in names}
     found = []
     while len(found) < resamples:
