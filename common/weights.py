@@ -268,8 +268,8 @@ STORAGES = {
 DTYPES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()}
 DTYPES |= {str(dtype): dtype for dtype in (*STORAGES.values(), torch.complex64, torch.complex128)}
 SAFE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SAFE |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8}
-SAFE |= {f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)}
+SAFE |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "C64": torch.complex64}
+SAFE |= {f"{kind[0].upper()}{n}": getattr(torch, f"{kind}{n}") for kind in ("int", "uint") for n in (8, 16, 32, 64)}
 """Data types of safetensors by their name there."""
 SETTINGS = ("argparse.", "collections.", "copyreg.", "datetime.", "decimal.", "fractions.", "pathlib.", "typing.")
 """Modules of Python's own library whose objects are settings; PLAIN: names in others. Every other name is refused."""

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import autoregressive
 import tokenizer
@@ -496,3 +496,15 @@ def test_a_tar_that_begins_like_a_pickle_is_not_unpacked(tmp_path: Path) -> None
     assert (tmp_path / "x.pt").read_bytes()[:1] == b"\x80"
     with pytest.raises(UserError, match="is refused: it is a tar archive"):
         weights.read(tmp_path / "x.pt")
+
+
+def test_safetensors_of_every_type_are_read_as_their_library_does(tmp_path: Path) -> None:
+    """An odd number of bytes comes first, so that later tensors do not begin at multiples of their size."""
+    made = {f"{number}": torch.arange(6).reshape(2, 3).to(dtype) for number, dtype in enumerate(weights.SAFE.values())}
+    first = {"": torch.tensor([7], dtype=torch.uint8)}
+    save_file({**first, **made, "scalar": torch.tensor(3.0)}, tmp_path / "x.safetensors")
+    found, expected = weights.read(tmp_path / "x.safetensors"), load_file(tmp_path / "x.safetensors")
+    assert found.keys() == expected.keys() and len(found) == len(weights.SAFE) + 2
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype and found[key].shape == value.shape
+        assert torch.equal(found[key].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8))
