@@ -19,10 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 
 from common import config
 from common.config import opt
@@ -57,7 +54,7 @@ def run(options: BenchStudyConfig) -> list[dict[str, Any]]:
             continue  # not measured everywhere, or the same for all
         low, high = interval(values, targets, variants, options.resamples, options.seed)
         found.append({
-            "column": column(name).title, "name": name, "correlation": float(spearmanr(values, targets).statistic),
+            "column": column(name).title, "name": name, "correlation": spearman(values, targets),
             "low": low, "high": high, "expected": -column(name).better,
         })  # fmt: skip
     found.sort(key=lambda row: -abs(row["correlation"]))
@@ -97,6 +94,13 @@ def matched(
     return variants, np.array(targets), rows
 
 
+def spearman(values: np.ndarray, targets: np.ndarray) -> float:
+    """Rank correlation."""
+    from scipy.stats import spearmanr  # half a second of --help otherwise
+
+    return float(spearmanr(values, targets).statistic)
+
+
 def interval(
     values: np.ndarray, targets: np.ndarray, variants: Sequence[str], resamples: int, seed: int
 ) -> tuple[float, float]:
@@ -107,7 +111,7 @@ def interval(
     while len(found) < resamples:
         chosen = np.concatenate([places[names[i]] for i in rng.integers(len(names), size=len(names))])
         if len(set(values[chosen])) > 1:  # else the correlation is not defined
-            found.append(spearmanr(values[chosen], targets[chosen]).statistic)
+            found.append(spearman(values[chosen], targets[chosen]))
     low, high = np.percentile(found, (2.5, 97.5))
     return float(low), float(high)
 
@@ -135,6 +139,9 @@ def plot(
     body: dict[str, Any], rows: Sequence[dict[str, Any]], targets: np.ndarray, variants: Sequence[str], path: Path
 ) -> None:
     """Correlations with their intervals, and three columns against the samples' distance."""
+    import matplotlib as mpl  # here, because --help does not draw
+    from matplotlib.figure import Figure
+
     found = body["rows"][::-1]
     names = [name for name in SHOWN if any(row["name"] == name for row in found)]
     order = list(dict.fromkeys(variants))

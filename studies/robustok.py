@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
-from matplotlib.figure import Figure
 
 import tokenizer as tokenizers
 from common import config
@@ -239,6 +237,9 @@ def text(options: RobustConfig, rows: Rows, said: list[str]) -> str:
 
 def plot(rows: Rows, path: Path) -> None:
     """Every figure of every decoder, one panel a figure."""
+    import matplotlib as mpl  # here, because --help does not draw
+    from matplotlib.figure import Figure
+
     names = list(rows["plain", "main"])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(names), 3.6), layout="constrained")

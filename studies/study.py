@@ -21,8 +21,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy.stats import t
-
 from common.claims import claim
 from common.config import read_yaml
 from common.errors import UserError
@@ -216,10 +214,12 @@ class Difference:
     @classmethod
     def of(cls, one: Sequence[float], other: Sequence[float]) -> Difference:
         """`one` minus `other`, seed by seed."""
+        from scipy.special import stdtrit  # a third of a second of every --help otherwise
+
         values = [a - b for a, b in zip(one, other, strict=True)]
         mean, width = statistics.fmean(values), float("inf")
         if len(values) > 1:
-            width = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+            width = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
         return cls(mean, mean - width, mean + width)
 
     @property

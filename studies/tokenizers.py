@@ -16,11 +16,12 @@ from __future__ import annotations
 from common import config
 from studies import study
 from studies.variants import EvidenceConfig, stages
-from studies.variants_table import compare
 
 
 def run(options: EvidenceConfig) -> None:
     """All stages, then the comparison."""
+    from studies.variants_table import compare  # torch and matplotlib: seconds of --help otherwise
+
     study.run(stages(options), options.out, options.workers, options.gpus)
     compare(options)
 
