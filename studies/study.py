@@ -64,6 +64,13 @@ class Ledger:
             )
         return True
 
+    def spent(self, stage: Stage, seconds: float = 0.0) -> float:
+        """Add to the seconds spent on a stage; returns all of them, those before interruptions included."""
+        path = self._path(stage).with_suffix(".spent")
+        total = seconds + (float(path.read_text()) if path.is_file() else 0.0)
+        path.write_text(f"{total:.1f}\n")
+        return total
+
     def finish(self, stage: Stage, seconds: float) -> None:
         entry = {"words": list(stage.words), "configs": _configs_hash(stage.words), "seconds": round(seconds, 1)}
         partial = self._path(stage).with_suffix(".partial")
@@ -119,12 +126,13 @@ def run(stages: Sequence[Stage], out: str | Path, workers: int = 1, gpus: int = 
             print(f"[{number}/{total}] {stage.name}: python -m {' '.join(stage.words)}", flush=True)
             start = time.perf_counter()
             status = (spend or jobs.spend)(stage, log)
+            seconds = ledger.spent(stage, time.perf_counter() - start)
             if status in INTERRUPTED:
                 raise KeyboardInterrupt
             if status != 0:
                 lines = log.read_text().strip().splitlines()
                 raise UserError(f"stage {stage.name!r} ended with status {status}: {lines[-1] if lines else log}")
-            ledger.finish(stage, time.perf_counter() - start)
+            ledger.finish(stage, seconds)
             return True
 
     with _terminable(), ThreadPoolExecutor(workers) as pool:

@@ -78,9 +78,12 @@ def test_a_stage_that_another_process_works_on_is_left_to_it(tmp_path):
 def test_a_failure_is_told_and_is_tried_again(tmp_path):
     with pytest.raises(UserError, match="'a/train' ended with status 1: error: it went wrong"):
         study.run(CHAIN, tmp_path, spend=Jobs(fails="a/train"))
+    failed = float((tmp_path / "ledger/a/train.spent").read_text())
     jobs = Jobs()
     study.run(CHAIN, tmp_path, spend=jobs)
     assert jobs.ran == ["a/train", "a/measure", "b/train"]
+    both = json.loads((tmp_path / "ledger/a/train.json").read_text())["seconds"]
+    assert failed >= 0.05 and both >= failed + 0.04  # a job takes 0.05 s; figures have one decimal
 
 
 def test_a_stage_made_with_other_options_is_not_reused(tmp_path):
