@@ -1,7 +1,9 @@
 """Render OpenMoji's drawings into an image folder: `python -m studies.emoji --out data/emoji`.
 
 Writes `<out>/{train,val}/<class>/<CODEPOINTS>.png` on white, `<out>/LICENSE.md` and `<out>/emoji.json` (the options).
-About every tenth drawing is held out (`val`), chosen by a hash of its name. The result depends only on the options.
+About every tenth drawing is held out (`val`), chosen by a hash of its name. Of drawings that look the same, such as
+the flags of Spain and Ceuta, the first is kept, so that no held-out drawing is trained on. The result depends only on
+the options.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ PRIVATE = range(0xE000, 0xF900)
 MARGIN = 72 / 64
 """Side of the rendered drawing over the side of what is kept of it, the middle."""
 HELD_OUT = 10
-VERSION = 1
+VERSION = 2
 """Increases when the same options would give other images."""
 
 
@@ -110,11 +112,16 @@ def make(options: EmojiConfig) -> bool:
     if _is_done(out, asked):
         return False
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    seen: set[bytes] = set()
     try:
         for path in paths:
+            png = render(path, options.image_size)
+            if png in seen:
+                continue
+            seen.add(png)
             folder = partial / ("val" if is_held_out(path.stem) else "train") / str(class_of(path.stem))
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{path.stem}.png").write_bytes(render(path, options.image_size))
+            (folder / f"{path.stem}.png").write_bytes(png)
         (partial / "LICENSE.md").write_text(LICENCE)
         (partial / "emoji.json").write_text(json.dumps(asked, indent=1) + "\n")
         partial.rename(out)

@@ -80,7 +80,7 @@ def compare(options: EvidenceConfig) -> dict[str, Any]:
     (out / "table.md").write_text(text(options, figures, body))
     for file, names, title in (
         ("quality", ("psnr", "perceptual", "fd"), "reconstructions"),
-        ("generation", ("sample fd2", "sample fd0", "class accuracy", "near copies"), "samples"),
+        ("generation", ("sample fd2", "sample fd0", "class accuracy"), "samples"),
     ):
         _plot_lengths(options, figures, names, title, out / f"{file}.png")
     _plot_tail(options, figures, out / "tail.png")
@@ -101,6 +101,7 @@ def gather(options: EvidenceConfig) -> tuple[Figures, dict[str, list[float]]]:
             rebuilt, samples = (_read(folder / name / "results.json") for name in ("reconstruction", "samples"))
             diagnosis = _read(folder / "diagnosis/diagnosis.json")
             found = {"nats": _read(source / "val_loss.json")["loss"]}
+            found["near copies"] = samples["near_copies"]
             found |= {name: diagnosis["summary"].get(key) for name, (key, _) in TAIL.items()}
             for k in lengths(options, variant):
                 at = rebuilt["tokens"][str(k)]
@@ -108,7 +109,6 @@ def gather(options: EvidenceConfig) -> tuple[Figures, dict[str, list[float]]]:
                 found |= {
                     f"psnr@{k}": at["psnr"], f"perceptual@{k}": at[options.perceptual], f"fd@{k}": at[options.frechet],
                     f"class accuracy@{k}": samples[f"class_accuracy{end}"],
-                    f"near copies@{k}": samples[f"near_copies{end}"],
                     **{f"sample fd{name[-1]}@{k}": fd[f"samples{end}"] for name, fd in samples["fd"].items()},
                 }  # fmt: skip
             for name, value in found.items():
@@ -201,7 +201,7 @@ def text(options: EvidenceConfig, figures: Figures, body: dict[str, Any]) -> str
     tables = {
         "Reconstructions of held-out images": ("psnr", "perceptual", "fd"),
         "Samples of a generator, trained on each tokenizer's full-length codes": (
-            "sample fd2", "sample fd0", "class accuracy", "near copies",
+            "sample fd2", "sample fd0", "class accuracy",
         ),
     }  # fmt: skip
     lines = [
@@ -209,13 +209,14 @@ def text(options: EvidenceConfig, figures: Figures, body: dict[str, Any]) -> str
         f"Mean ± sample standard deviation over {len(options.seeds)} seeds. `@k`: the first k tokens are decoded. "
         f"perceptual is {options.perceptual}, fd is {options.frechet}; sample fd2 and fd0 are distances of samples to "
         "held-out images in the features of EfficientNet-Lite2 and -Lite0; class accuracy is that of a linear probe; "
-        "near copies is the share of samples nearer to a training image than 99% of held-out images are; nats is the "
-        "generator's loss per code on held-out images; s: seconds of tokenizer training. All trained for equal steps.",
+        "near copies is the share of samples nearer to a training image than 99% of held-out images are, all decoded "
+        "from codes; nats is the generator's loss per code on held-out images; s: seconds of tokenizer training. All "
+        "trained for equal steps.",
         f"Commit {environment['git_commit']}, torch {environment['torch']}, {environment['processor']}.", "",
     ]  # fmt: skip
     for title, names in tables.items():
         columns = [f"{name}@{k}" for name in names for k in options.num_tokens]
-        extra = ["s"] if "psnr" in names else ["nats"]
+        extra = ["s"] if "psnr" in names else ["nats", "near copies"]
         lines += [f"## {title}", "", markdown(["variant", *columns, *extra], [row for row, _ in rows])]
         lines += [f"Paired differences to {options.baseline}, 95% intervals; `·`: the interval holds zero.", ""]
         differences = [row for _, row in rows if row["variant"] != options.baseline]

@@ -40,6 +40,15 @@ def test_drawings_are_rendered_on_white() -> None:
     assert pixels[20, 32, 0] > 200 and pixels[20, 32, 2] < 120  # yellow
 
 
+def test_of_drawings_that_look_the_same_one_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ceuta's flag is Spain's; by their names one would be held out and the other trained on."""
+    same = [path for path in emoji.drawings() if path.stem in ("1F1EA-1F1E6", "1F1EA-1F1F8")]
+    assert len(same) == 2 and len({emoji.is_held_out(path.stem) for path in same}) == 2
+    monkeypatch.setattr(emoji, "drawings", lambda: same)
+    emoji.make(EmojiConfig(out=str(tmp_path / "made"), image_size=32))
+    assert [path.stem for path in (tmp_path / "made").rglob("*.png")] == ["1F1EA-1F1E6"]
+
+
 def test_the_folder_is_made_once_and_other_files_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
