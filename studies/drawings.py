@@ -176,12 +176,15 @@ class _Job:
 
     @torch.inference_mode()
     def prefixes(self) -> np.ndarray:
-        """STRIPS held-out images decoded from 1, 2, ... tokens, uint8 (STRIPS,N,H,W,3)."""
+        """STRIPS held-out images decoded from 1, 2, ... tokens (a grid: from all), uint8 (STRIPS,N,H,W,3)."""
         tokenizer, found = self.sampler.tokenizer, []
         for index in np.linspace(0, len(self.held_out) - 1, STRIPS + 2)[1:-1].round().astype(int):
             codes = tokenizer.encode(from_pixels(self.held_out[index : index + 1].to(self.device)))
-            lengths = torch.arange(1, codes.shape[1] + 1, device=self.device)
-            found.append(to_pixels(tokenizer.decode(codes.expand(len(lengths), -1), lengths)))
+            if tokenizer.is_1d:
+                lengths = torch.arange(1, codes.shape[1] + 1, device=self.device)
+                found.append(to_pixels(tokenizer.decode(codes.expand(len(lengths), -1), lengths)))
+            else:
+                found.append(to_pixels(tokenizer.decode(codes)))
         return np.stack(found)
 
     @torch.inference_mode()

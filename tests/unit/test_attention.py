@@ -1,4 +1,4 @@
-"""Which CUDA kernels attention may use where it is called; cuDNN must not see lengths that vary."""
+"""Which kernels attention may use where it is called; cuDNN must not see lengths that vary."""
 
 from __future__ import annotations
 
@@ -49,6 +49,21 @@ def test_decoding_never_uses_cudnn_and_teacher_forcing_may(kind: str, cudnn: lis
     cudnn.clear()
     model(torch.zeros(2, 4, dtype=torch.int64), labels)
     assert cudnn == [True, True]
+
+
+def test_training_in_bf16_on_a_cpu_computes_attention_in_float32() -> None:
+    """And sampling, which has no backward pass, in bf16."""
+    query, key, value = (torch.randn(2, 2, 8, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    exact = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
+    found = attention(query, key, value, causal=True)
+    assert torch.equal(found, exact.bfloat16())
+    [gradient] = torch.autograd.grad(found.float().sum(), query)
+    assert gradient.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention(query.float(), key, value, causal=True), found)
+    with torch.no_grad():
+        plain = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        assert torch.equal(attention(query, key, value, causal=True), plain)
 
 
 def test_tokenizers_exclude_cudnn_only_over_codes(cudnn: list[bool]) -> None:
