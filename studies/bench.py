@@ -49,7 +49,7 @@ def run(options: BenchStudyConfig) -> list[dict[str, Any]]:
     variants, targets, rows = matched(bench, study, options.target)
     found = []
     for name in bench["columns"]:
-        values = np.array([row["figures"].get(name, {}).get("value") or np.nan for row in rows], float)
+        values = np.array([row["figures"].get(name, {}).get("value") for row in rows], float)  # None becomes NaN
         if np.isnan(values).any() or len(set(values)) < 3:
             continue  # not measured everywhere, or the same for all
         low, high = interval(values, targets, variants, options.resamples, options.seed)

@@ -20,6 +20,7 @@ def write(tmp_path: Path, variants: str = "abcde", seeds: int = 2) -> BenchStudy
         figures[variant] = {"sample fd2@64": distances}
         for seed, distance in enumerate(distances):
             values = {"psnr": 30 - distance / 50, "ssim": float(rng.random()), "parameters": 5.0}
+            values["ssim"] *= distance > 0  # a figure of zero is measured, too
             rows.append({
                 "path": f"/r/evidence/{variant}/seed-{seed}/tokenizer", "num_tokens": 64, "tokenizer": variant,
                 "figures": {name: {"value": value} for name, value in values.items()},
