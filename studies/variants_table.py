@@ -69,7 +69,8 @@ def compare(options: EvidenceConfig) -> dict[str, Any]:
     """Read all stages' results; write `table.md`, `evidence.json` and the plots into `options.out`."""
     figures, curves = gather(options)
     out = Path(options.out)
-    said, best = verdicts(options, figures), [best_of(figures, _named(options, name)) for name in BEST]
+    ordered = {variant: of for variant, of in figures.items() if lengths(options, variant) == options.num_tokens}
+    said, best = verdicts(options, figures), [best_of(ordered, _named(options, name)) for name in BEST]
     body = {
         "question": dataclasses.asdict(options),
         "environment": {**record.environment(), "processor": _processor()},
@@ -228,7 +229,7 @@ def text(options: EvidenceConfig, figures: Figures, body: dict[str, Any]) -> str
         "A claim is seen where the paired 95% interval lies on its side of zero, not seen where it lies on the other.",
         "Intervals are not corrected for their number.", "",
         markdown(["claim", "pair", "figure", "difference", "verdict"], body["claims"]),
-        "## Best variants", "", markdown(["figure", "best", "not told apart"], body["best"]),
+        "## Best variants", "", "Of those whose prefixes are measured.", "", markdown(["figure", "best", "not told apart"], body["best"]),
     ])  # fmt: skip
 
 
