@@ -229,7 +229,8 @@ def text(options: EvidenceConfig, figures: Figures, body: dict[str, Any]) -> str
         "A claim is seen where the paired 95% interval lies on its side of zero, not seen where it lies on the other.",
         "Intervals are not corrected for their number.", "",
         markdown(["claim", "pair", "figure", "difference", "verdict"], body["claims"]),
-        "## Best variants", "", "Of those whose prefixes are measured.", "", markdown(["figure", "best", "not told apart"], body["best"]),
+        "## Best variants", "", "Of those whose prefixes are measured.", "",
+        markdown(["figure", "best", "not told apart"], body["best"]),
     ])  # fmt: skip
 
 
