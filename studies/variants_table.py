@@ -79,11 +79,8 @@ def compare(options: EvidenceConfig) -> dict[str, Any]:
     }  # fmt: skip
     record.write_json(out / "evidence.json", body)
     (out / "table.md").write_text(text(options, figures, body))
-    for file, names, title in (
-        ("quality", ("psnr", "perceptual", "fd"), "reconstructions"),
-        ("generation", ("sample fd2", "sample fd0", "class accuracy"), "samples"),
-    ):
-        _plot_lengths(options, figures, names, title, out / f"{file}.png")
+    _plot_lengths(options, figures, ("psnr", "perceptual", "fd"), out / "quality.png")
+    _plot_lengths(options, figures, ("sample fd2", "sample fd0", "class accuracy"), out / "generation.png")
     _plot_tail(options, figures, out / "tail.png")
     _plot_positions(options, curves, out / "positions.png")
     print((out / "table.md").read_text())
@@ -237,24 +234,25 @@ def text(options: EvidenceConfig, figures: Figures, body: dict[str, Any]) -> str
 # ------------------------------------------------------------------------------------------------------- plots
 
 
-def _plot_lengths(
-    options: EvidenceConfig, figures: Figures, names: Sequence[str], title: str, path: Path
-) -> None:
-    """Every figure against the number of tokens: means over seeds, bars of one standard deviation."""
+def _plot_lengths(options: EvidenceConfig, figures: Figures, names: Sequence[str], path: Path) -> None:
+    """One row a variant, one colour a number of tokens: means over seeds, bars of one standard deviation."""
+    colours = mpl.colormaps["viridis_r"].resampled(len(options.num_tokens) + 1)
+    variants = options.variants[::-1]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * len(names), 4.6), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
-            for variant in options.variants:
-                counts = lengths(options, variant)
-                spreads = [Spread.of(figures[variant][f"{name}@{k}"]) for k in counts]
+        figure = Figure(figsize=(4.2 * len(names), 1.4 + 0.32 * len(variants)), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+            for number, k in enumerate(options.num_tokens):
+                rows = [row for row, variant in enumerate(variants) if k in lengths(options, variant)]
+                spreads = [Spread.of(figures[variants[row]][f"{name}@{k}"]) for row in rows]
                 axes.errorbar(
-                    counts, [s.mean for s in spreads], [s.deviation or 0.0 for s in spreads], capsize=2, markersize=4,
-                    **_look(options, variant),
-                )
-            axes.set(title=f"{name}, {title}", xlabel="tokens", xscale="log")
-            axes.set_xticks(options.num_tokens, [str(k) for k in options.num_tokens])
-            axes.minorticks_off()
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+                    [s.mean for s in spreads], rows, xerr=[s.deviation or 0.0 for s in spreads], fmt="o", capsize=2,
+                    markersize=5, color=colours(number + 1), label=f"{k} tokens",
+                )  # fmt: skip
+            better = "higher" if _direction(name) > 0 else "lower"
+            axes.set(title=name, xlabel=f"{better} is better")
+            axes.set_yticks(range(len(variants)), variants)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.savefig(path, dpi=130, facecolor="white")
 
 
@@ -276,16 +274,14 @@ def _bars(axes: Axes, spreads: dict[str, Spread]) -> None:
 
 def _plot_positions(options: EvidenceConfig, curves: dict[str, list[float]], path: Path) -> None:
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(8.4, 1.0 + 0.28 * len(options.variants)), layout="constrained")
         axes = figure.subplots()
-        for variant in options.variants:
-            axes.plot(range(1, len(curves[variant]) + 1), curves[variant], **{**_look(options, variant), "marker": ""})
+        longest = max(map(len, curves.values()))
+        table = [curves[v] + [float("nan")] * (longest - len(curves[v])) for v in options.variants]
+        shown = axes.pcolormesh(range(1, longest + 1), range(len(table)), table, cmap="viridis", vmin=0, vmax=1)
         axes.set(title="Normalised entropy of the codes, mean over seeds", xlabel="position in the sequence")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.set_yticks(range(len(table)), options.variants)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        figure.colorbar(shown)
         figure.savefig(path, dpi=130, facecolor="white")
-
-
-def _look(options: EvidenceConfig, variant: str) -> dict[str, Any]:
-    number = options.variants.index(variant)
-    style = ("-", "--", ":")[number // len(COLOURS) % 3]
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": style, "marker": "o", "label": variant}
