@@ -43,8 +43,9 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class Unit:
-    """One measurement: its record, the folder of its other files, and the function that makes it."""
+    """One measurement: its name in the progress, its record, and the function that makes it."""
 
+    title: str
     path: Path
     question: dict[str, Any]
     measure: Callable[[], dict[str, Any]]
@@ -90,13 +91,14 @@ def plan(options: BenchConfig, images: Images, subject: Subject) -> Iterator[Uni
             if group == "learned":
                 question |= {"gpt": GPT, "train_path": keys.get(options.train_path)}
             digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]
-            path = Path(options.out) / "records" / subject.name / f"{group}-{k}-{digest}.json"
+            folder = subject.checkpoint["weights_sha256"][:12]  # names depend on the other tokenizers
+            path = Path(options.out) / "records" / folder / f"{group}-{k}-{digest}.json"
 
             def measure(group: str = group, k: int = k, path: Path = path) -> dict[str, Any]:
                 path.with_suffix("").mkdir(parents=True, exist_ok=True)
                 return GROUPS[group](images, subject, k, path.with_suffix(""))
 
-            yield Unit(path, question, measure)
+            yield Unit(f"{subject.name}: {group}, {k} tokens", path, question, measure)
 
 
 def work(units: list[Unit]) -> None:
@@ -107,7 +109,7 @@ def work(units: list[Unit]) -> None:
         for unit in left:
             with claim(unit.path.with_suffix(".lock")) as ours:
                 if ours and unit.read() is None:
-                    print(f"[{len(units)} measurements] {unit.path.parent.name}/{unit.path.stem}", flush=True)
+                    print(f"[{len(units)} measurements] {unit.title}", flush=True)
                     start = time.perf_counter()
                     figures = unit.measure()
                     seconds = round(time.perf_counter() - start, 2)

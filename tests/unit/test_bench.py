@@ -86,15 +86,24 @@ def test_interrupted_twice_it_ends_in_the_same_table(
     assert len(measured) == 3 + 2 + 3 + 2
 
 
+def test_a_tokenizer_that_is_added_later_leaves_the_others_measured(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(bench, "GROUPS", {"cost": lambda images, subject, *_: measured.append(subject.path) or {}})
+    one, grid = options(made, tmp_path).tokenizers
+    for chosen in ([one], [one, grid]):
+        bench.run(options(made, tmp_path, groups=["cost"], num_tokens=[16], tokenizers=chosen))
+    assert measured == [one, grid]
+
+
 def test_batch_size_changes_nothing(made: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     table = bench.run(options(made, tmp_path, batch_size=5, groups=["kept"], num_tokens=[16]))
     for row, name in ((table["rows"][0], "psnr"), (table["rows"][0], "fd_efficientnet_lite2")):
         assert row["figures"][name]["value"] == pytest.approx(whole[1]["rows"][1]["figures"][name]["value"], rel=1e-9)
 
 
-def test_what_another_worker_holds_is_left_to_it(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_another_worker_holds_is_left_to_it(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "POLL_SECONDS", 0.0)
     asked = options(made, tmp_path, groups=["kept"], num_tokens=[16])
     images = bench.Images(asked, bench.torch.device("cpu"))
