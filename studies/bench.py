@@ -14,6 +14,7 @@ their seeds, because seeds of one variant are alike.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,8 @@ def matched(
     full, seeds = study["question"]["num_tokens"][-1], study["question"]["seeds"]
     variants, targets, rows = [], [], []
     for row in bench["rows"]:
-        variant, seed = Path(row["path"]).parts[-3:-1] if len(Path(row["path"]).parts) > 2 else ("", "")
-        number = seed.removeprefix("seed-")
+        folder = re.search(r"([^/]+)/seed-(\d+)/tokenizer(/|$)", Path(row["path"]).as_posix())
+        variant, number = folder.group(1, 2) if folder else ("", "")
         if variant not in study["figures"] or number not in map(str, seeds):
             raise UserError(
                 f"the bench measured {row['path']!r}, which is not a tokenizer of the evidence study; expected "

@@ -22,7 +22,8 @@ def write(tmp_path: Path, variants: str = "abcde", seeds: int = 2) -> BenchStudy
             values = {"psnr": 30 - distance / 50, "ssim": float(rng.random()), "parameters": 5.0}
             values["ssim"] *= distance > 0  # a figure of zero is measured, too
             rows.append({
-                "path": f"/r/evidence/{variant}/seed-{seed}/tokenizer", "num_tokens": 64, "tokenizer": variant,
+                "path": f"evidence/{variant}/seed-{seed}/tokenizer/checkpoints/0001500",
+                "tokenizer": variant, "num_tokens": 64,
                 "figures": {name: {"value": value} for name, value in values.items()},
             })  # fmt: skip
     (tmp_path / "bench.json").write_text(json.dumps({"columns": ["psnr", "ssim", "parameters"], "rows": rows}))
