@@ -60,7 +60,7 @@ class ImageSampler:
             keep_caches_uncompiled()
             compile_units(generator)
         self.generator = generator
-        self.tokenizer, self._inference = tokenizer, Inference(tokenizer, vq_precision, compile)
+        self.tokenizer, self.inference = tokenizer, Inference(tokenizer, vq_precision, compile)
         self._cache: KVCache | None = None
         self._recorded = RecordedDraw(generator) if compile and device.type == "cuda" else None
 
@@ -100,7 +100,7 @@ class ImageSampler:
     @torch.inference_mode()
     def pixels(self, codes: Tensor) -> np.ndarray:
         """Codes (B, n) -> uint8 (B, H, W, 3)."""
-        return to_pixels(in_fixed_batches(self._inference.decode, codes))
+        return to_pixels(in_fixed_batches(self.inference.decode, codes))
 
 
 def fitting_batch(generator: GPT, itemsize: int, free: int) -> int:

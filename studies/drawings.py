@@ -75,7 +75,7 @@ def run(options: DrawingsConfig) -> dict[str, Any]:
     with dist.joined(options.device) as world:
         settings = SampleConfig(
             gpt_ckpt=options.gpt_ckpt, vq_ckpt=options.vq_ckpt, sample_dir=options.out, precision="bf16",
-            seed=options.seed,
+            vq_precision="bf16", seed=options.seed,
         )  # fmt: skip
         sampler = ImageSampler.load(settings, world.device)
         size = sampler.tokenizer.image_size
@@ -104,7 +104,7 @@ def _question(options: DrawingsConfig, train: ImageFolder, held_out: ImageFolder
         "gpt_ckpt": record.checkpoint(options.gpt_ckpt, "model"), "vq_ckpt": record.checkpoint(options.vq_ckpt, "ema"),
     }  # fmt: skip
     files = train.files(len(train)) + held_out.files(len(held_out))
-    return {"job": "drawings", **asked, **checkpoints, "files": record.files_key(files)}
+    return {"job": "drawings", "precision": "bf16", **asked, **checkpoints, "files": record.files_key(files)}
 
 
 def read(folder: ImageFolder, count: int | None) -> tuple[Tensor, np.ndarray]:
@@ -168,11 +168,10 @@ class _Job:
         """Codes (N,k) -> uint8 (N,H,W,3)."""
         return torch.cat([torch.from_numpy(self.sampler.pixels(part)) for part in codes.split(BATCH)])
 
-    @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 (N,H,W,3) -> codes (N,num_tokens)."""
         parts = tqdm(pixels.split(BATCH), desc="codes", unit="batch")
-        return torch.cat([self.sampler.tokenizer.encode(from_pixels(part.to(self.device))) for part in parts])
+        return torch.cat([self.sampler.inference.encode(part.to(self.device)) for part in parts])
 
     @torch.inference_mode()
     def prefixes(self) -> np.ndarray:

@@ -21,9 +21,9 @@ def pictures(count: int, seed: int) -> torch.Tensor:
     return small.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
-def encode(images: torch.Tensor) -> torch.Tensor:
-    """Images (N,3,16,16) in [-1,1] -> codes (N,48): every block's levels, coarsely."""
-    return (images[:, :, ::4, ::4].flatten(1) * 127.5 + 127.5).round().long() // LEVELS
+def encode(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 (N,16,16,3) -> codes (N,48): every block's levels, coarsely."""
+    return pixels[:, ::4, ::4].permute(0, 3, 1, 2).flatten(1).long() // LEVELS
 
 
 def decode(codes: torch.Tensor) -> np.ndarray:
@@ -52,9 +52,9 @@ def test_a_generator_that_learned_its_codes_by_heart_is_found(
     drawn = drawn.flip(2) if mirrored else drawn
 
     def codes(labels: torch.Tensor, ids: torch.Tensor, *_: object) -> torch.Tensor:
-        return encode(drawn[ids].permute(0, 3, 1, 2) / 127.5 - 1)
+        return encode(drawn[ids])
 
-    sampler = SimpleNamespace(codes=codes, pixels=decode, tokenizer=SimpleNamespace(encode=encode))
+    sampler = SimpleNamespace(codes=codes, pixels=decode, inference=SimpleNamespace(encode=encode))
     options = DrawingsConfig(gpt_ckpt="", vq_ckpt="", train_path="", val_path="", out="", num_tokens=48)
     job = _Job(options, sampler, torch.device("cpu"), train, held_out)  # type: ignore[arg-type]
     labels = np.arange(40) % 2
