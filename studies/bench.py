@@ -4,8 +4,9 @@
         --train-path data/emoji_32/train --out results/evidence_bench
     python -m studies.bench
 
-correlates every column of the bench on the tokenizers of a finished evidence study (`scripts/evidence.sh`) with the
-distance of that study's samples. Writes `<out>/table.md`, `<out>/correlations.json` and `<out>/correlations.png`.
+correlates every column of the bench but the costs, on the tokenizers of a finished evidence study
+(`scripts/evidence.sh`), with the distance of that study's samples. Writes `<out>/table.md`, `<out>/correlations.json`
+and `<out>/correlations.png`.
 
 Spearman's rank correlation over all tokenizers; 95% percentile intervals from a bootstrap that draws variants with all
 their seeds, because seeds of one variant are alike.
@@ -50,6 +51,8 @@ def run(options: BenchStudyConfig) -> list[dict[str, Any]]:
     variants, targets, rows = matched(bench, study, options.target)
     found = []
     for name in bench["columns"]:
+        if column(name).section == "cost":
+            continue  # of the architecture and the machine, not of the codes
         values = np.array([row["figures"].get(name, {}).get("value") for row in rows], float)  # None becomes NaN
         if np.isnan(values).any() or len(set(values)) < 3:
             continue  # not measured everywhere, or the same for all

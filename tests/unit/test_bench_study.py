@@ -19,14 +19,15 @@ def write(tmp_path: Path, variants: str = "abcde", seeds: int = 2) -> BenchStudy
         distances = [100.0 * place + seed for seed in range(seeds)]
         figures[variant] = {"sample fd2@64": distances}
         for seed, distance in enumerate(distances):
-            values = {"psnr": 30 - distance / 50, "ssim": float(rng.random()), "parameters": 5.0}
+            values = {"psnr": 30 - distance / 50, "ssim": float(rng.random()), "recall_x": 5.0, "parameters": distance}
             values["ssim"] *= distance > 0  # a figure of zero is measured, too
             rows.append({
                 "path": f"evidence/{variant}/seed-{seed}/tokenizer/checkpoints/0001500",
                 "tokenizer": variant, "num_tokens": 64,
                 "figures": {name: {"value": value} for name, value in values.items()},
             })  # fmt: skip
-    (tmp_path / "bench.json").write_text(json.dumps({"columns": ["psnr", "ssim", "parameters"], "rows": rows}))
+    columns = ["psnr", "ssim", "recall_x", "parameters"]
+    (tmp_path / "bench.json").write_text(json.dumps({"columns": columns, "rows": rows}))
     question = {"num_tokens": [8, 64], "seeds": list(range(seeds))}
     (tmp_path / "evidence.json").write_text(json.dumps({"question": question, "figures": figures}))
     return BenchStudyConfig(
@@ -36,7 +37,7 @@ def write(tmp_path: Path, variants: str = "abcde", seeds: int = 2) -> BenchStudy
 
 def test_the_column_that_orders_the_samples_comes_first(tmp_path):
     found = run(write(tmp_path))
-    assert [row["name"] for row in found] == ["psnr", "ssim"]  # parameters are the same for all
+    assert [row["name"] for row in found] == ["psnr", "ssim"]  # the others: the same for all, and a cost
     assert found[0]["correlation"] == pytest.approx(-1) and found[0]["expected"] == -1
     assert found[0]["low"] == pytest.approx(-1) and found[1]["high"] - found[1]["low"] > 0.5
     assert "PSNR | -1.00 [-1.00, -1.00]" in (tmp_path / "table.md").read_text()
