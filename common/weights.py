@@ -173,6 +173,7 @@ def read(path: str | Path) -> Any:
         elif start[:1] == b"\x80":
             if _is_tar(path):  # torch.load would unpack it to a folder
                 raise _Refused("it is a tar archive")
+            # torch's own weights_only refuses settings such as argparse.Namespace; OLD_FORMAT imports nothing.
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=OLD_FORMAT)
         elif start and start[:2] != b"PK":
             raise _Refused(f"it begins with {start!r}, so it is neither safetensors nor written by torch.save")

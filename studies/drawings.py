@@ -45,7 +45,7 @@ from evaluations.metrics.frechet import fit, frechet_distance
 
 NETWORKS = {"efficientnet_lite2": "lite2", "efficientnet_lite0": "lite0"}
 """Name in the results -> embedded network; the first one's features also serve the class classifier."""
-BATCH = 64
+BATCH, PRECISION = 64, "bf16"
 COPY_QUANTILE = 0.01
 STRIPS = 4
 """Held-out images shown token by token."""
@@ -74,8 +74,8 @@ def run(options: DrawingsConfig) -> dict[str, Any]:
     """Sample, measure and write; an earlier result for the same question is reused."""
     with dist.joined(options.device) as world:
         settings = SampleConfig(
-            gpt_ckpt=options.gpt_ckpt, vq_ckpt=options.vq_ckpt, sample_dir=options.out, precision="bf16",
-            vq_precision="bf16", seed=options.seed,
+            gpt_ckpt=options.gpt_ckpt, vq_ckpt=options.vq_ckpt, sample_dir=options.out, precision=PRECISION,
+            vq_precision=PRECISION, seed=options.seed,
         )  # fmt: skip
         sampler = ImageSampler.load(settings, world.device)
         size = sampler.tokenizer.image_size
@@ -104,7 +104,7 @@ def _question(options: DrawingsConfig, train: ImageFolder, held_out: ImageFolder
         "gpt_ckpt": record.checkpoint(options.gpt_ckpt, "model"), "vq_ckpt": record.checkpoint(options.vq_ckpt, "ema"),
     }  # fmt: skip
     files = train.files(len(train)) + held_out.files(len(held_out))
-    return {"job": "drawings", "precision": "bf16", **asked, **checkpoints, "files": record.files_key(files)}
+    return {"job": "drawings", "precision": PRECISION, **asked, **checkpoints, "files": record.files_key(files)}
 
 
 def read(folder: ImageFolder, count: int | None) -> tuple[Tensor, np.ndarray]:
