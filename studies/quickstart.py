@@ -39,7 +39,7 @@ Spend = Callable[[list[str]], tuple[int, float]]
 class QuickstartConfig:
     out: str = opt("results/quickstart", "folder of all results")
     data: str = opt("emoji", "emoji | photos | your own folder with train/<class>/* and val/<class>/*")
-    fast: bool = opt(False, "an eighth of the training steps: about three and a half minutes on two cores, worse pictures")
+    fast: bool = opt(False, "an eighth of the training steps: about 3.5 minutes on two cores, worse pictures")
     num_tokens: list[int] = opt([1, 2, 4, 8, 16, 32, 64], "token counts that are measured and shown")
     processes: int = opt(0, "processes that train, on a CPU; 0 = one per core, at most 4")
 

@@ -204,7 +204,8 @@ def text(options: EvidenceConfig, figures: Figures, body: dict[str, Any]) -> str
     }  # fmt: skip
     lines = [
         "# Tokenizer variants", "",
-        f"Mean ± sample standard deviation over {len(options.seeds)} seeds. `@k`: the first k tokens are decoded. "
+        f"Mean ± sample standard deviation over seeds {', '.join(map(str, options.seeds))}. `@k`: the first k tokens "
+        "are decoded. "
         f"perceptual is {options.perceptual}, fd is {options.frechet}; sample fd2 and fd0 are distances of samples to "
         "held-out images in the features of EfficientNet-Lite2 and -Lite0; class accuracy is that of a linear probe; "
         "near copies is the share of samples nearer to a training image than 99% of held-out images are, all decoded "
