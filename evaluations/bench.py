@@ -84,6 +84,8 @@ def plan(options: BenchConfig, images: Images, subject: Subject) -> Iterator[Uni
                 "tokenizer": {key: subject.checkpoint[key] for key in ("weights_sha256", "weights")},
                 **{name: getattr(options, name) for name in DEPENDS[group]},
             }  # fmt: skip
+            if options.precision != "none":  # records from before this option stay valid
+                question["precision"] = options.precision
             if group == "cost":
                 question["device"] = [_processor(images.device), torch.get_num_threads()]
             else:
@@ -128,7 +130,8 @@ def finish(
     folder = images.folder(options.data_path, subjects[0].image_size)
     about = {
         "images": len(folder), "data_path": options.data_path, "resamples": options.resamples, "seed": options.seed,
-        "gpt_steps": options.gpt_steps, "frechet": options.frechet, "left_out": images.left_out,
+        "gpt_steps": options.gpt_steps, "frechet": options.frechet, "precision": options.precision.replace("none", "fp32"),
+        "left_out": images.left_out,
         "flags": record.few_images(len(folder)), "git_commit": record.git_commit(),
     }  # fmt: skip
     tokenizers = {

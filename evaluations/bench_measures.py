@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels, write_png
 from common.meta import unfilled
-from common.numerics import numpy_generator
+from common.numerics import autocast, numpy_generator
 from common.options import RunConfig
 from evaluations import diagnose, harness, pfid, record
 from evaluations.metrics import FEATURES, mmd
@@ -80,6 +81,7 @@ class BenchConfig:
     resamples: int = opt(200, "bootstrap resamples of the images behind the intervals; 0 = no intervals", low=0)
     examples: int = opt(6, "images shown on the page, evenly spread over the folder", low=0)
     seed: int = opt(0, "seed of resamples, swapped codes, perturbations and the small GPT")
+    precision: str = opt("none", "of the tokenizers: none (fp32) | bf16 autocast; the small GPT is fp32")
     batch_size: int = opt(32, "images at a time", low=1)
     device: str = opt("auto", "auto | cpu | cuda")
 
@@ -156,14 +158,18 @@ class Images:
             self._tokenizer = subject.path, subject.load(self.device)
         return self._tokenizer[1]
 
+    def autocast(self) -> AbstractContextManager:
+        """The context in which tokenizers run."""
+        return autocast(self.options.precision, self.device)
+
     def codes(self, subject: Subject, path: str) -> np.ndarray:
         """int32 (images, N)."""
         model = self.tokenizer(subject)
         if path not in self._codes:
-            found = [
-                in_fixed_batches(model.encode, images).int().cpu().numpy()
-                for _, images in self.batches(path, subject.image_size, f"{subject.name}: codes")
-            ]
+            found = []
+            for _, images in self.batches(path, subject.image_size, f"{subject.name}: codes"):
+                with self.autocast():
+                    found.append(in_fixed_batches(model.encode, images).int().cpu().numpy())
             self._codes[path] = np.concatenate(found)
         return self._codes[path]
 
@@ -183,7 +189,8 @@ class Images:
 
     def decoded(self, model: Tokenizer, codes: np.ndarray | Tensor) -> Tensor:
         """float32 (B,3,H,W), unclamped, of codes (B,k)."""
-        return in_fixed_batches(model.decode, torch.as_tensor(codes).to(self.device, torch.int64)).float()
+        with self.autocast():
+            return in_fixed_batches(model.decode, torch.as_tensor(codes).to(self.device, torch.int64)).float()
 
     def rounded(self, model: Tokenizer, codes: np.ndarray | Tensor) -> Tensor:
         """As `decoded`, rounded to 8 bits, in [-1,1]."""
@@ -194,13 +201,15 @@ def cost(images: Images, subject: Subject, k: int, out: Path) -> Figures:
     """Parameters, FLOPs of one image, images a second in batches."""
     model, size = images.tokenizer(subject), subject.image_size
     batch = torch.zeros(images.options.batch_size, 3, size, size, device=images.device)
-    codes = model.encode(batch)[:, :k]
     found: dict[str, float] = {"parameters": subject.parameters}
-    for name, work, given in (("encode", model.encode, batch), ("decode", model.decode, codes)):
-        with FlopCounterMode(display=False) as counter:
-            work(given[:1])
-        found[f"flops_{name}"] = counter.get_total_flops()
-        found[f"images_per_s_{name}"] = len(given) / statistics.median(_seconds(work, given) for _ in range(TIMED_RUNS))
+    with images.autocast():
+        codes = model.encode(batch)[:, :k]
+        for name, work, given in (("encode", model.encode, batch), ("decode", model.decode, codes)):
+            with FlopCounterMode(display=False) as counter:
+                work(given[:1])
+            found[f"flops_{name}"] = counter.get_total_flops()
+            seconds = statistics.median(_seconds(work, given) for _ in range(TIMED_RUNS))
+            found[f"images_per_s_{name}"] = len(given) / seconds
     return {name: {"value": value} for name, value in found.items()}
 
 
@@ -250,7 +259,7 @@ def codes(images: Images, subject: Subject, k: int, out: Path) -> Figures:
     every = max(1, subject.num_tokens // PREFIXES)
     told = diagnose.run(diagnose.DiagnoseConfig(
         subject.path, subject.weights, options.data_path, out=str(out), every=every, perceptual={},
-        batch_size=options.batch_size, device=str(images.device),
+        batch_size=options.batch_size, precision=options.precision, device=str(images.device),
     ))  # fmt: skip
     figures = {name: {"value": value} for name, value in told["summary"].items()}
     return figures | {"prefixes": told["prefixes"], "entropy": told["positions"]["entropy"]}
@@ -262,7 +271,7 @@ def robust(images: Images, subject: Subject, k: int, out: Path) -> Figures:
     told = pfid.run(pfid.PfidConfig(
         vq_ckpt=subject.path, weights=subject.weights, data_path=options.data_path, sample_dir=str(out),
         num_tokens=[k] if subject.is_1d else [], frechet=options.frechet, seed=options.seed,
-        per_proc_batch_size=options.batch_size, device=str(images.device),
+        per_proc_batch_size=options.batch_size, precision=options.precision, device=str(images.device),
     ))  # fmt: skip
     return {name: {"value": value} for name, value in told["tokens"][str(k)]["mean"].items()}
 

@@ -170,6 +170,7 @@ def text(table: Mapping[str, Any]) -> str:
         f"{about['images']} images of `{about['data_path']}`. Brackets: 95% percentile intervals, {about['resamples']} "
         f"bootstrap resamples of the images, seed {about['seed']}. **Bold**: best at equal bits (levels at most "
         f"{EQUAL_BITS:g} times apart). ≈: not told apart from the best, because the interval of their difference holds "
-        f"zero. The small GPT was trained for {about['gpt_steps']} steps.", "",
+        f"zero. The small GPT was trained for {about['gpt_steps']} steps. Precision of the tokenizers: "
+        f"{about['precision']}.", "",
         markdown(["tokenizer", "tokens", *dict.fromkeys(titles.values())], rows), *(f"- {note}" for note in notes), "",
     ])  # fmt: skip

@@ -28,7 +28,7 @@ from common.data import share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
-from common.numerics import numpy_generator
+from common.numerics import autocast, numpy_generator
 from evaluations import harness, record
 from evaluations.harness import DecodingConfig, ImageSets
 from tokenizer.model import Tokenizer
@@ -45,6 +45,7 @@ class PfidConfig(DecodingConfig):
         [0.1, 0.2, 0.4], "continuous tokenizers: noise, as a fraction of each channel's standard deviation"
     )
     seed: int = opt(0, "the draws for image i depend only on the seed and i")
+    precision: str = opt("none", "none (fp32) | bf16 autocast")
 
 
 FLAGS: dict[str, config.Alias] = {"quant-way": COMMON_FLAGS["quant-way"], "global-seed": "seed"}
@@ -213,11 +214,12 @@ class CodeSwaps:
     def __init__(self, config: PfidConfig, tokenizer: Tokenizer, cells: list[Cell]) -> None:
         self.tokenizer, self.cells, self.seed = tokenizer, cells, config.seed
         self.groups, self.neighbours = _groups(tokenizer), config.neighbours
-        self.widest = max(cell.delta for cell in cells)
+        self.widest, self.precision = max(cell.delta for cell in cells), config.precision
 
     def __call__(self, indices: np.ndarray, images: Tensor) -> Iterator[Tensor]:
-        latents, _ = self.tokenizer.latents(images)
-        codes = self.tokenizer.quantizer(latents).codes
+        with autocast(self.precision, images.device):
+            latents, _ = self.tokenizer.latents(images)
+            codes = self.tokenizer.quantizer(latents).codes
         size = min(codes.shape[1], self.tokenizer.num_tokens)
         uniform = _drawn(self.seed, indices, lambda rng: rng.random((2, 1, size), np.float32), codes.device)
         # One image at a time: the near codes of a batch take gigabytes where the codebook is large.
@@ -227,7 +229,9 @@ class CodeSwaps:
             swapped.append([perturb_codes(kept, near, cell.alpha, cell.delta, uniform[at]) for cell in self.cells])
         for number, cell in enumerate(self.cells):
             wrong = torch.cat([each[number] for each in swapped])
-            yield self.tokenizer.decode(wrong[:, : cell.num_tokens])
+            with autocast(self.precision, images.device):
+                decoded = self.tokenizer.decode(wrong[:, : cell.num_tokens])
+            yield decoded
 
     def _near(self, latents: Tensor, codes: Tensor) -> Tensor:
         """Latents of one image and its codes (L,) -> the codes near to each, (L,widest), within its codebook."""
@@ -251,22 +255,28 @@ class LatentNoise:
     def __init__(
         self, config: PfidConfig, tokenizer: Tokenizer, cells: list[NoisyCell], batches: Iterable[Tensor]
     ) -> None:
-        self.tokenizer, self.cells, self.seed = tokenizer, cells, config.seed
+        self.tokenizer, self.cells, self.seed, self.precision = tokenizer, cells, config.seed, config.precision
         sums = torch.zeros(3, tokenizer.codebook_dim, dtype=torch.float64)
         for images in batches:
-            vectors = tokenizer.encode_vectors(images).double().transpose(0, 1).flatten(1).cpu()
+            vectors = self._vectors(images).double().transpose(0, 1).flatten(1).cpu()
             sums += torch.stack([torch.ones_like(vectors).sum(1), vectors.sum(1), vectors.square().sum(1)])
         count, first, second = sum(dist.gather_objects(sums))
         self.deviation = (second / count - (first / count) ** 2).clamp(min=0).sqrt().float()
 
     def __call__(self, indices: np.ndarray, images: Tensor) -> Iterator[Tensor]:
-        vectors = self.tokenizer.encode_vectors(images)
+        vectors = self._vectors(images)
         shape = vectors.shape[1:]
         noise = _drawn(self.seed, indices, lambda rng: rng.standard_normal(shape, np.float32), vectors.device)
         spread = self.deviation.to(vectors.device)[:, None, None] * noise
         for cell in self.cells:
             kept = cell.num_tokens if self.tokenizer.is_1d else None
-            yield self.tokenizer.decode_vectors(vectors + cell.rho * spread, kept).images
+            with autocast(self.precision, images.device):
+                decoded = self.tokenizer.decode_vectors(vectors + cell.rho * spread, kept).images
+            yield decoded
+
+    def _vectors(self, images: Tensor) -> Tensor:
+        with autocast(self.precision, images.device):
+            return self.tokenizer.encode_vectors(images).float()
 
 
 def _drawn(

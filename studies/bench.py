@@ -79,9 +79,12 @@ def matched(
 ) -> tuple[list[str], np.ndarray, list[dict[str, Any]]]:
     """Variant and target of every row of the bench at full length.
 
-    Raises: UserError when a row is not a tokenizer of the study.
+    Raises: UserError for a target that the study lacks, and when a row is not a tokenizer of the study.
     """
     full, seeds = study["question"]["num_tokens"][-1], study["question"]["seeds"]
+    known = sorted({key.partition("@")[0] for figures in study["figures"].values() for key in figures if "@" in key})
+    if target not in known:
+        raise UserError(f"--target got {target!r}; expected one of {', '.join(known)}")
     variants, targets, rows = [], [], []
     for row in bench["rows"]:
         folder = re.search(r"([^/]+)/seed-(\d+)/tokenizer(/|$)", Path(row["path"]).as_posix())

@@ -103,6 +103,15 @@ def test_batch_size_changes_nothing(made: Path, whole: tuple[Path, dict[str, Any
         assert row["figures"][name]["value"] == pytest.approx(whole[1]["rows"][1]["figures"][name]["value"], rel=1e-9)
 
 
+def test_tokenizers_run_in_bf16(made: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    table = bench.run(options(made, tmp_path, precision="bf16", num_tokens=[16]))
+    assert "Precision of the tokenizers: bf16." in (tmp_path / "bench.md").read_text()
+    halved, exact = table["rows"][0]["figures"], whole[1]["rows"][1]["figures"]
+    for name in ("psnr", "fd_efficientnet_lite2", "pfd_efficientnet_lite2"):
+        assert exact[name]["value"] != halved[name]["value"] == pytest.approx(exact[name]["value"], rel=0.1)
+    assert halved["flops_decode"] == exact["flops_decode"]
+
+
 def test_what_another_worker_holds_is_left_to_it(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "POLL_SECONDS", 0.0)
     asked = options(made, tmp_path, groups=["kept"], num_tokens=[16])
@@ -134,6 +143,7 @@ def test_options_change_only_what_depends_on_them(made: Path, tmp_path: Path) ->
         ({"gpt_steps": 3}, {"learned"}), ({"resamples": 9}, {"kept", "learned"}), ({"batch_size": 4}, {"cost"}),
         ({"seed": 1}, {"kept", "robust", "learned"}), ({"train_path": str(made / "images")}, {"learned"}),
         ({"perceptual": {"name": "perceptual_efficientnet_lite0"}}, set()), ({"examples": 1}, {"kept"}),
+        ({"precision": "bf16"}, {"cost", "kept", "codes", "robust", "learned"}),
     ):  # fmt: skip
         after = digests(**changes)
         assert {name.partition("-")[0] for name in before if after[name] != before[name]} == changed, changes

@@ -57,3 +57,10 @@ def test_a_tokenizer_of_another_study_is_refused(tmp_path):
     (tmp_path / "bench.json").write_text(json.dumps(table))
     with pytest.raises(UserError, match=r"/elsewhere/run.*is not a tokenizer of the evidence study"):
         run(options)
+
+
+def test_a_target_that_was_not_measured_is_named(tmp_path):
+    options = write(tmp_path)
+    options.target = "sample fd"
+    with pytest.raises(UserError, match="--target got 'sample fd'; expected one of sample fd2"):
+        run(options)

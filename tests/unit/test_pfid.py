@@ -53,11 +53,15 @@ def measure(made: Path, out: Path, *more: object) -> dict[str, Any]:
     return pfid.run(config.parse(PfidConfig, [str(word) for word in words], aliases=FLAGS))
 
 
-def test_without_perturbation_it_is_the_distance_of_reconstructions(made: Path, tmp_path: Path) -> None:
-    found = measure(made, tmp_path / "p", "--alphas", "[0.0,1.0]", "--deltas", "[1,8]", "--num-tokens", "[4]")
+@pytest.mark.parametrize("precision", ["none", "bf16"])
+def test_without_perturbation_it_is_the_distance_of_reconstructions(
+    made: Path, tmp_path: Path, precision: str
+) -> None:
+    words = ("--alphas", "[0.0,1.0]", "--deltas", "[1,8]", "--num-tokens", "[4]", "--precision", precision)
+    found = measure(made, tmp_path / "p", *words)
     plain = reconstruction.run(ReconstructionConfig(
         vq_ckpt=str(made / "vq"), data_path=str(made / "images"), sample_dir=str(tmp_path / "r"), device="cpu",
-        num_tokens=[4], frechet=NAME,
+        num_tokens=[4], frechet=NAME, precision=precision,
     ))  # fmt: skip
     entry, expected = found["tokens"]["4"], plain["tokens"]["4"][NAME]
     assert entry["unperturbed"] == {NAME: expected}
@@ -119,6 +123,8 @@ def test_a_continuous_tokenizer_bears_noise_on_its_vectors(made: Path, tmp_path:
         assert still["rho"] == 0 and still[f"p{NAME}_c"] == entry["unperturbed"][NAME] != moved[f"p{NAME}_c"]
     again = measure(made, tmp_path / "b", *words, "--per-proc-batch-size", 5)
     assert again["tokens"]["16"]["mean"] == pytest.approx(found["tokens"]["16"]["mean"], rel=1e-4)
+    halved = measure(made, tmp_path / "c", *words, "--precision", "bf16")["tokens"]["16"]["mean"]
+    assert found["tokens"]["16"]["mean"] != halved == pytest.approx(found["tokens"]["16"]["mean"], rel=0.1)
 
 
 def test_noise_is_measured_in_each_channels_deviation() -> None:
