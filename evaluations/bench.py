@@ -130,8 +130,8 @@ def finish(
     folder = images.folder(options.data_path, subjects[0].image_size)
     about = {
         "images": len(folder), "data_path": options.data_path, "resamples": options.resamples, "seed": options.seed,
-        "gpt_steps": options.gpt_steps, "frechet": options.frechet, "precision": options.precision.replace("none", "fp32"),
-        "left_out": images.left_out,
+        "gpt_steps": options.gpt_steps, "frechet": options.frechet, "left_out": images.left_out,
+        "precision": options.precision.replace("none", "fp32"),
         "flags": record.few_images(len(folder)), "git_commit": record.git_commit(),
     }  # fmt: skip
     tokenizers = {

@@ -5,8 +5,8 @@
     python -m studies.bench
 
 correlates every column of the bench but the costs, on the tokenizers of a finished evidence study
-(`scripts/evidence.sh`), with the distance of that study's samples. Writes `<out>/table.md`, `<out>/correlations.json`
-and `<out>/correlations.png`.
+(`scripts/evidence.sh`), with the distances of that study's samples, one for each embedded network. Writes
+`<out>/table.md`, `<out>/correlations.json` and `<out>/correlations.png`.
 
 Spearman's rank correlation over all tokenizers; 95% percentile intervals from a bootstrap that draws variants with all
 their seeds, because seeds of one variant are alike.
@@ -40,15 +40,18 @@ class BenchStudyConfig:
     bench: str = opt("results/evidence_bench/bench.json", "what evaluations.bench wrote about the study's tokenizers")
     evidence: str = opt("results/evidence/evidence.json", "what studies.tokenizers wrote")
     out: str = opt("results/evidence_bench", "folder of the table and the plot")
-    target: str = opt("sample fd2", "figure of the study that columns are correlated with, at the full length")
+    targets: list[str] = opt(
+        ["sample fd2", "sample fd0"], "figures of the study that columns are correlated with, at the full length"
+    )
+    leave_out: list[str] = opt([], "variants that are left out")
     resamples: int = opt(2000, "bootstrap resamples of the variants", low=1)
     seed: int = opt(0, "seed of the resamples")
 
 
 def run(options: BenchStudyConfig) -> list[dict[str, Any]]:
-    """Write table and plot; returns a row per column, the strongest correlation first."""
+    """Write table and plot; returns a row per column, the strongest correlation with the first target first."""
     bench, study = (json.loads(Path(path).read_text()) for path in (options.bench, options.evidence))
-    variants, targets, rows = matched(bench, study, options.target)
+    variants, targets, rows = matched(bench, study, options.targets, options.leave_out)
     found = []
     for name in bench["columns"]:
         if column(name).section == "cost":
@@ -56,36 +59,42 @@ def run(options: BenchStudyConfig) -> list[dict[str, Any]]:
         values = np.array([row["figures"].get(name, {}).get("value") for row in rows], float)  # None becomes NaN
         if np.isnan(values).any() or len(set(values)) < 3:
             continue  # not measured everywhere, or the same for all
-        low, high = interval(values, targets, variants, options.resamples, options.seed)
+        correlations = {}
+        for target, distances in targets.items():
+            low, high = interval(values, distances, variants, options.resamples, options.seed)
+            correlations[target] = {"value": spearman(values, distances), "low": low, "high": high}
         found.append({
-            "column": column(name).title, "name": name, "correlation": spearman(values, targets),
-            "low": low, "high": high, "expected": -column(name).better,
+            "column": column(name).title, "name": name, "correlations": correlations, "expected": -column(name).better,
         })  # fmt: skip
-    found.sort(key=lambda row: -abs(row["correlation"]))
+    found.sort(key=lambda row: -abs(row["correlations"][options.targets[0]]["value"]))
     out = Path(options.out)
     body = {
-        "target": options.target, "tokenizers": len(rows), "variants": len(set(variants)), "rows": found,
+        "targets": options.targets, "leave_out": options.leave_out, "tokenizers": len(rows), "variants": len(set(variants)), "rows": found,
         "resamples": options.resamples, "seed": options.seed, "environment": record.environment(),
     }  # fmt: skip
     record.write_json(out / "correlations.json", body)
     (out / "table.md").write_text(text(body))
-    plot(body, rows, targets, variants, out / "correlations.png")
+    plot(body, rows, targets[options.targets[0]], variants, out / "correlations.png")
     print((out / "table.md").read_text())
     return found
 
 
 def matched(
-    bench: dict[str, Any], study: dict[str, Any], target: str
-) -> tuple[list[str], np.ndarray, list[dict[str, Any]]]:
-    """Variant and target of every row of the bench at full length.
+    bench: dict[str, Any], study: dict[str, Any], targets: list[str], leave_out: Sequence[str] = ()
+) -> tuple[list[str], dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Variant and targets of every row of the bench at full length.
 
-    Raises: UserError for a target that the study lacks, and when a row is not a tokenizer of the study.
+    Raises: UserError for a target or a variant that the study lacks, when a row is not a tokenizer of the study, and
+    when fewer than three variants are left.
     """
     full, seeds = study["question"]["num_tokens"][-1], study["question"]["seeds"]
     known = sorted({key.partition("@")[0] for figures in study["figures"].values() for key in figures if "@" in key})
-    if target not in known:
-        raise UserError(f"--target got {target!r}; expected one of {', '.join(known)}")
-    variants, targets, rows = [], [], []
+    if not targets or (wrong := [target for target in targets if target not in known]):
+        raise UserError(f"--targets got {wrong if targets else targets}; expected some of {', '.join(known)}")
+    if wrong := [variant for variant in leave_out if variant not in study["figures"]]:
+        raise UserError(f"--leave-out got {wrong}; expected some of {', '.join(study['figures'])}")
+    variants, rows = [], []
+    found: dict[str, list[float]] = {target: [] for target in targets}
     for row in bench["rows"]:
         folder = re.search(r"([^/]+)/seed-(\d+)/tokenizer(/|$)", Path(row["path"]).as_posix())
         variant, number = folder.group(1, 2) if folder else ("", "")
@@ -94,11 +103,14 @@ def matched(
                 f"the bench measured {row['path']!r}, which is not a tokenizer of the evidence study; expected "
                 "results/evidence/VARIANT/seed-N/tokenizer"
             )
-        if row["num_tokens"] == full:
+        if row["num_tokens"] == full and variant not in leave_out:
             variants.append(variant)
-            targets.append(study["figures"][variant][f"{target}@{full}"][seeds.index(int(number))])
+            for target, values in found.items():
+                values.append(study["figures"][variant][f"{target}@{full}"][seeds.index(int(number))])
             rows.append(row)
-    return variants, np.array(targets), rows
+    if len(set(variants)) < 3:
+        raise UserError(f"{len(set(variants))} variants with {full} tokens are left; expected at least 3 to correlate")
+    return variants, {target: np.array(values) for target, values in found.items()}, rows
 
 
 def spearman(values: np.ndarray, targets: np.ndarray) -> float:
@@ -127,25 +139,31 @@ def text(body: dict[str, Any]) -> str:
     """The Markdown page."""
     rows = [
         {
-            "column": row["column"], "Spearman": f"{row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
+            "column": row["column"],
+            **{
+                target: "{value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**each)
+                for target, each in row["correlations"].items()
+            },
             "if good tokenizers generate well": {1: "+", -1: "-", 0: ""}[row["expected"]],
         }
         for row in body["rows"]
-    ]  # fmt: skip
+    ]
+    left_out = f" ({', '.join(body['leave_out'])} are left out)" if body["leave_out"] else ""
     return "\n".join([
         "# Which column predicts generation?", "",
-        f"Spearman correlation of each column with {body['target']} (lower is better) over {body['tokenizers']} "
-        f"tokenizers of {body['variants']} variants, at full length. Brackets: 95% percentile intervals, "
+        f"Spearman correlation of each column with {' and with '.join(body['targets'])} over {body['tokenizers']} "
+        f"tokenizers of {body['variants']} variants{left_out}, at full length; sample fd2 and fd0 are the samples' distances "
+        "in the features of EfficientNet-Lite2 and -Lite0, lower is better. Brackets: 95% percentile intervals, "
         f"{body['resamples']} bootstrap resamples of the variants, seed {body['seed']}. The last column is the sign "
         "that would be seen if the tokenizer that is better in this column also generated better.", "",
-        markdown(["column", "Spearman", "if good tokenizers generate well"], rows),
+        markdown(["column", *body["targets"], "if good tokenizers generate well"], rows),
     ])  # fmt: skip
 
 
 def plot(
-    body: dict[str, Any], rows: Sequence[dict[str, Any]], targets: np.ndarray, variants: Sequence[str], path: Path
+    body: dict[str, Any], rows: Sequence[dict[str, Any]], distances: np.ndarray, variants: Sequence[str], path: Path
 ) -> None:
-    """Correlations with their intervals, and three columns against the samples' distance."""
+    """Correlations with their intervals, and three columns against the first target, `distances`."""
     import matplotlib as mpl  # here, because --help does not draw
     from matplotlib.figure import Figure
 
@@ -155,20 +173,25 @@ def plot(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6 + 3.6 * len(names), max(4.0, 0.28 * len(found))), layout="constrained")
         first, *others = figure.subplots(1, 1 + len(names), width_ratios=[1.6] + [1] * len(names))
-        centres = [row["correlation"] for row in found]
-        first.hlines(range(len(found)), [row["low"] for row in found], [row["high"] for row in found], COLOURS[0])
-        first.plot(centres, range(len(found)), "o", color=COLOURS[0])
+        for at, target in enumerate(body["targets"]):
+            heights = [place - 0.25 * at for place in range(len(found))]
+            values, lows, highs = (
+                [row["correlations"][target][key] for row in found] for key in ("value", "low", "high")
+            )
+            first.hlines(heights, lows, highs, COLOURS[at])
+            first.plot(values, heights, "o", color=COLOURS[at], label=target)
         first.set_yticks(range(len(found)), [row["column"] for row in found])
         first.axvline(0, color=COLOURS[-1], linewidth=1)
-        first.set(title=f"Spearman correlation with {body['target']}", xlim=(-1.05, 1.05))
+        first.set(title="Spearman correlation with the samples' distance", xlim=(-1.05, 1.05))
+        first.legend()
         for axes, name in zip(others, names, strict=True):
             for at, variant in enumerate(order):
                 chosen = [i for i, each in enumerate(variants) if each == variant]
                 axes.scatter(
-                    [rows[i]["figures"][name]["value"] for i in chosen], targets[chosen], s=18, label=variant,
+                    [rows[i]["figures"][name]["value"] for i in chosen], distances[chosen], s=18, label=variant,
                     color=COLOURS[at % len(COLOURS)], marker="os^D"[at // len(COLOURS) % 4],
                 )
-            axes.set(title=column(name).title, ylabel=body["target"])
+            axes.set(title=column(name).title, ylabel=body["targets"][0])
         if others:
             figure.legend(*others[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
         figure.savefig(path, dpi=130, facecolor="white")

@@ -17,7 +17,7 @@ def write(tmp_path: Path, variants: str = "abcde", seeds: int = 2) -> BenchStudy
     rng, rows, figures = np.random.default_rng(0), [], {}
     for place, variant in enumerate(variants):
         distances = [100.0 * place + seed for seed in range(seeds)]
-        figures[variant] = {"sample fd2@64": distances}
+        figures[variant] = {"sample fd2@64": distances, "sample fd0@64": [-each for each in distances]}
         for seed, distance in enumerate(distances):
             values = {"psnr": 30 - distance / 50, "ssim": float(rng.random()), "recall_x": 5.0, "parameters": distance}
             values["ssim"] *= distance > 0  # a figure of zero is measured, too
@@ -38,9 +38,11 @@ def write(tmp_path: Path, variants: str = "abcde", seeds: int = 2) -> BenchStudy
 def test_the_column_that_orders_the_samples_comes_first(tmp_path):
     found = run(write(tmp_path))
     assert [row["name"] for row in found] == ["psnr", "ssim"]  # the others: the same for all, and a cost
-    assert found[0]["correlation"] == pytest.approx(-1) and found[0]["expected"] == -1
-    assert found[0]["low"] == pytest.approx(-1) and found[1]["high"] - found[1]["low"] > 0.5
-    assert "PSNR | -1.00 [-1.00, -1.00]" in (tmp_path / "table.md").read_text()
+    psnr, ssim = (row["correlations"] for row in found)
+    assert psnr["sample fd2"] == pytest.approx({"value": -1, "low": -1, "high": -1}) and found[0]["expected"] == -1
+    assert psnr["sample fd0"]["value"] == pytest.approx(1)
+    assert ssim["sample fd2"]["high"] - ssim["sample fd2"]["low"] > 0.5
+    assert "PSNR | -1.00 [-1.00, -1.00] | +1.00 [+1.00, +1.00]" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "correlations.png").stat().st_size > 1000
 
 
@@ -59,8 +61,21 @@ def test_a_tokenizer_of_another_study_is_refused(tmp_path):
         run(options)
 
 
+def test_variants_can_be_left_out(tmp_path):
+    options = write(tmp_path)
+    options.leave_out = ["a", "b"]
+    run(options)
+    assert json.loads((tmp_path / "correlations.json").read_text())["tokenizers"] == 6
+    assert "6 tokenizers of 3 variants (a, b are left out)" in (tmp_path / "table.md").read_text()
+    unknown = r"--leave-out got \['f'\]; expected some of a, b"
+    for wrong, message in ((["a", "f"], unknown), (["a", "b", "c"], "2 variants")):
+        options.leave_out = wrong
+        with pytest.raises(UserError, match=message):
+            run(options)
+
+
 def test_a_target_that_was_not_measured_is_named(tmp_path):
     options = write(tmp_path)
-    options.target = "sample fd"
-    with pytest.raises(UserError, match="--target got 'sample fd'; expected one of sample fd2"):
+    options.targets = ["sample fd2", "sample fd"]
+    with pytest.raises(UserError, match=r"--targets got \['sample fd'\]; expected some of sample fd0, sample fd2"):
         run(options)
