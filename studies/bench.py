@@ -69,7 +69,8 @@ def run(options: BenchStudyConfig) -> list[dict[str, Any]]:
     found.sort(key=lambda row: -abs(row["correlations"][options.targets[0]]["value"]))
     out = Path(options.out)
     body = {
-        "targets": options.targets, "leave_out": options.leave_out, "tokenizers": len(rows), "variants": len(set(variants)), "rows": found,
+        "targets": options.targets, "leave_out": options.leave_out, "tokenizers": len(rows),
+        "variants": len(set(variants)), "rows": found,
         "resamples": options.resamples, "seed": options.seed, "environment": record.environment(),
     }  # fmt: skip
     record.write_json(out / "correlations.json", body)
@@ -152,8 +153,8 @@ def text(body: dict[str, Any]) -> str:
     return "\n".join([
         "# Which column predicts generation?", "",
         f"Spearman correlation of each column with {' and with '.join(body['targets'])} over {body['tokenizers']} "
-        f"tokenizers of {body['variants']} variants{left_out}, at full length; sample fd2 and fd0 are the samples' distances "
-        "in the features of EfficientNet-Lite2 and -Lite0, lower is better. Brackets: 95% percentile intervals, "
+        f"tokenizers of {body['variants']} variants{left_out}, at full length; sample fd2 and fd0 are distances of "
+        "samples in the features of EfficientNet-Lite2 and -Lite0, lower is better. Brackets: 95% percentile intervals, "
         f"{body['resamples']} bootstrap resamples of the variants, seed {body['seed']}. The last column is the sign "
         "that would be seen if the tokenizer that is better in this column also generated better.", "",
         markdown(["column", *body["targets"], "if good tokenizers generate well"], rows),
