@@ -155,8 +155,8 @@ def text(body: dict[str, Any]) -> str:
         f"Spearman correlation of each column with {' and with '.join(body['targets'])} over {body['tokenizers']} "
         f"tokenizers of {body['variants']} variants{left_out}, at full length; sample fd2 and fd0 are distances of "
         "samples in the features of EfficientNet-Lite2 and -Lite0, lower is better. Brackets: 95% percentile "
-        f"intervals, {body['resamples']} bootstrap resamples of the variants, seed {body['seed']}. The last column is the sign "
-        "that would be seen if the tokenizer that is better in this column also generated better.", "",
+        f"intervals, {body['resamples']} bootstrap resamples of the variants, seed {body['seed']}. The last column is "
+        "the sign that would be seen if the tokenizer that is better in this column also generated better.", "",
         markdown(["column", *body["targets"], "if good tokenizers generate well"], rows),
     ])  # fmt: skip
 
