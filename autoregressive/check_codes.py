@@ -20,6 +20,7 @@ from common import config, dist
 from common.codes import CodeStore
 from common.config import MISSING, opt
 from common.images import to_pixels, write_png
+from common.options import WEIGHTS
 from tokenizer.frozen_codes import check_codes_of
 
 
@@ -27,7 +28,7 @@ from tokenizer.frozen_codes import check_codes_of
 class CheckConfig:
     code_path: str = opt(MISSING, "code store")
     vq_ckpt: str = opt(MISSING, "tokenizer checkpoint or run that made it")
-    weights: str = opt("ema", "tokenizer weights: ema | model")
+    weights: str = opt("ema", "tokenizer weights", WEIGHTS)
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
     sample_dir: str = opt("results/check_codes", "folder for the pictures")
     num_images: int = opt(16, "images shown")

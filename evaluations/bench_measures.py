@@ -32,7 +32,7 @@ from common.errors import UserError
 from common.images import from_pixels, to_pixels, write_png
 from common.meta import unfilled
 from common.numerics import autocast, numpy_generator
-from common.options import RunConfig
+from common.options import PRECISIONS, WEIGHTS, RunConfig
 from evaluations import diagnose, harness, pfid, record
 from evaluations.metrics import FEATURES, mmd
 from evaluations.metrics.bootstrap import frechet_replicates, mean_replicates, resamples
@@ -70,7 +70,7 @@ class BenchConfig:
     train_path: str | None = opt(None, "images the small GPT learns from; null = four fifths of data_path")
     out: str = opt("results/bench", "folder for records, table and page")
     num_tokens: list[int] = opt([], "token counts; [] = all tokens. A 2D tokenizer is measured with all its tokens")
-    weights: str = opt("ema", "ema (falls back to model where a run kept no average) | model")
+    weights: str = opt("ema", "ema falls back to model where a run kept no average", WEIGHTS)
     groups: list[str] = opt(["cost", "kept", "codes", "robust", "learned"], "groups of columns to measure")
     networks: list[str] = opt(list(FEATURES), "distances to measure where the network's weights are in the cache")
     frechet: str = opt("fd_efficientnet_lite2", "distance of wrong codes and of samples: a name in networks")
@@ -81,7 +81,7 @@ class BenchConfig:
     resamples: int = opt(200, "bootstrap resamples of the images behind the intervals; 0 = no intervals", low=0)
     examples: int = opt(6, "images shown on the page, evenly spread over the folder", low=0)
     seed: int = opt(0, "seed of resamples, swapped codes, perturbations and the small GPT")
-    precision: str = opt("none", "of the tokenizers: none (fp32) | bf16 autocast; the small GPT is fp32")
+    precision: str = opt("none", "of the tokenizers; none = fp32, as the small GPT always is", PRECISIONS)
     batch_size: int = opt(32, "images at a time", low=1)
     device: str = opt("auto", "auto | cpu | cuda")
 

@@ -26,7 +26,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
 from common.numerics import autocast
-from common.options import IMAGE_SIZE
+from common.options import IMAGE_SIZE, PRECISIONS, WEIGHTS
 from evaluations import harness, record
 from evaluations.figures import COLOURS, STYLE, markdown
 from evaluations.metrics.codebook_usage import CodeUsage
@@ -36,7 +36,7 @@ from tokenizer.model import Tokenizer
 @dataclass
 class DiagnoseConfig:
     vq_ckpt: str = opt(MISSING, "tokenizer: a run, one of its checkpoints, or a released file")
-    weights: str = opt("ema", "ema (falls back to model where a run kept no average) | model")
+    weights: str = opt("ema", "ema falls back to model where a run kept no average", WEIGHTS)
     data_path: str = opt(MISSING, "held-out image folder; centre crops are taken")
     image_size: int | None = opt(None, IMAGE_SIZE)
     num_images: int | None = opt(None, "number of images, evenly spread over the folder; null = all")
@@ -45,7 +45,7 @@ class DiagnoseConfig:
     perceptual: dict[str, Any] = part("evaluations.metrics:PERCEPTUAL", "perceptual distance; {} = none")
     frechet: str | None = opt(None, "distance to the originals: a name in evaluations.metrics:FEATURES; null = none")
     batch_size: int = opt(32, "images at a time, per process")
-    precision: str = opt("none", "none (fp32) | bf16 autocast")
+    precision: str = opt("none", "none = fp32, bf16 = autocast", PRECISIONS)
     device: str = opt("auto", "auto | cpu | cuda")
 
 

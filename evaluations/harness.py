@@ -22,7 +22,7 @@ from common.containers import open_images
 from common.data import ImageFolder, batches
 from common.dist import World
 from common.errors import UserError
-from common.options import IMAGE_SIZE
+from common.options import IMAGE_SIZE, WEIGHTS
 from evaluations import record
 from evaluations.c2i import scores
 from evaluations.metrics import FEATURES
@@ -37,7 +37,7 @@ class DecodingConfig:
 
     vq_ckpt: str = opt(MISSING, "tokenizer: a run, or one of its checkpoints")
     model_config: str | None = opt(None, "YAML that the checkpoint must agree with; null = trust the checkpoint")
-    weights: str = opt("ema", "ema (falls back to model where a run kept no average) | model")
+    weights: str = opt("ema", "ema falls back to model where a run kept no average", WEIGHTS)
     data_path: str = opt(MISSING, "image folder; centre crops are taken")
     image_size: int | None = opt(None, IMAGE_SIZE)
     num_images: int | None = opt(None, "only the first num_images of the folder; null = all")

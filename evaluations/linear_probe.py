@@ -30,7 +30,7 @@ from common.data import ImageFolder, share, stream
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
-from common.options import IMAGE_SIZE, LogConfig, OptimConfig, RunConfig
+from common.options import IMAGE_SIZE, PRECISIONS, WEIGHTS, LogConfig, OptimConfig, RunConfig
 from common.paper_flags import half, joined, switch
 from common.provenance import read_provenance
 from common.trainee import Trainee
@@ -44,11 +44,11 @@ class ProbeConfig:
 
     out: str = opt(MISSING, "result folder; the same command again resumes from it")
     vq_ckpt: str = opt(MISSING, "tokenizer checkpoint or run")
-    vq_weights: str = opt("ema", "tokenizer weights: ema | model")
+    vq_weights: str = opt("ema", "tokenizer weights", WEIGHTS)
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
     image_size: int | None = opt(None, IMAGE_SIZE)
     gpt_ckpt: str | None = opt(None, "probe the features of this generator; null = those of the tokenizer")
-    gpt_weights: str = opt("model", "generator weights: model | ema")
+    gpt_weights: str = opt("model", "generator weights", WEIGHTS)
     gpt_model: str | None = opt(None, "generator size; must agree with the checkpoint")
     n_layer: int | None = opt(None, "generator block whose output is probed, 1-based; null = the middle one")
     num_code: int | None = opt(None, "tokens read per image; null = all")
@@ -68,7 +68,7 @@ class ProbeConfig:
     per_proc_batch_size: int = opt(128, "images at once, per process")
     num_workers: int = opt(0, "loader processes per rank")
     seed: int = opt(0, "seed of the linear layer, the data order and the crops")
-    precision: str = opt("none", "of the frozen models: none (fp32) | bf16; the probe itself is fp32")
+    precision: str = opt("none", "of the frozen models; none = fp32, as the probe always is", PRECISIONS)
     ckpt_epoch: int = opt(10, "epochs between checkpoints of the probe")
     eval: bool = opt(False, "measure lin_probe_ckpt (or the probe in out) without training")
     lin_probe_ckpt: str | None = opt(None, "for eval: a probe's run or checkpoint; null = the one in out")

@@ -29,6 +29,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, to_pixels
 from common.numerics import autocast, numpy_generator
+from common.options import PRECISIONS
 from evaluations import harness, record
 from evaluations.harness import DecodingConfig, ImageSets
 from tokenizer.model import Tokenizer
@@ -45,7 +46,7 @@ class PfidConfig(DecodingConfig):
         [0.1, 0.2, 0.4], "continuous tokenizers: noise, as a fraction of each channel's standard deviation"
     )
     seed: int = opt(0, "the draws for image i depend only on the seed and i")
-    precision: str = opt("none", "none (fp32) | bf16 autocast")
+    precision: str = opt("none", "none = fp32, bf16 = autocast", PRECISIONS)
 
 
 FLAGS: dict[str, config.Alias] = {"quant-way": COMMON_FLAGS["quant-way"], "global-seed": "seed"}

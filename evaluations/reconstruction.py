@@ -26,6 +26,7 @@ from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels, read_image, to_pixels, write_png
 from common.numerics import autocast
+from common.options import PRECISIONS
 from evaluations import harness, record
 from evaluations.harness import DecodingConfig, ImageSets
 from evaluations.metrics.codebook_usage import CodeUsage
@@ -43,7 +44,7 @@ class ReconstructionConfig(DecodingConfig):
     num_previews: int = opt(16, "images that are written as previews, evenly spread over the folder")
     clear_cache: bool = opt(False, "delete the .npz files at the end; figures and previews stay")
     global_seed: int = opt(0, "written into the record; the job draws no random numbers")
-    precision: str = opt("none", "none (fp32) | bf16 autocast")
+    precision: str = opt("none", "none = fp32, bf16 = autocast", PRECISIONS)
 
 
 def _lpips(value: str) -> list[str]:

@@ -30,7 +30,7 @@ from common.data import ImageFolder, share
 from common.dist import World
 from common.errors import UserError
 from common.images import from_pixels
-from common.options import IMAGE_SIZE
+from common.options import IMAGE_SIZE, PRECISIONS, WEIGHTS
 from common.paper_flags import half
 from common.provenance import read_provenance
 from evaluations import harness, record
@@ -39,17 +39,17 @@ from evaluations import harness, record
 @dataclass
 class ValLossConfig:
     gpt_ckpt: str = opt(MISSING, "generator checkpoint or run")
-    gpt_weights: str = opt("model", "generator weights: model | ema")
+    gpt_weights: str = opt("model", "generator weights", WEIGHTS)
     gpt_model: str | None = opt(None, "generator size; must agree with the checkpoint")
     data_path: str | None = opt(None, "image folder of held-out images; centre crops are taken; needs vq_ckpt")
     vq_ckpt: str | None = opt(None, "tokenizer checkpoint or run that made the generator's training codes")
-    vq_weights: str = opt("ema", "tokenizer weights: ema | model")
+    vq_weights: str = opt("ema", "tokenizer weights", WEIGHTS)
     tok_config: str | None = opt(None, "tokenizer YAML; must agree with the checkpoint's own config")
     image_size: int | None = opt(None, IMAGE_SIZE)
     code_path: str | None = opt(None, "instead of images: a code store of held-out images, its first augmentation")
     num_images: int | None = opt(None, "only the first num_images; null = all")
     out: str | None = opt(None, "result file; null = val_loss.json in the generator's run (or beside its file)")
-    precision: str = opt("none", "generator: none (fp32) | bf16; the tokenizer stays fp32")
+    precision: str = opt("none", "of the generator; none = fp32, as the tokenizer always is", PRECISIONS)
     per_proc_batch_size: int = opt(32, "images at a time, per process")
     num_workers: int = opt(0, "loader processes per rank")
     device: str = opt("auto", "auto | cpu | cuda")

@@ -26,6 +26,7 @@ from common.classes import list_folder
 from common.config import opt
 from common.errors import UserError
 from common.images import center_crop, from_pixels, read_image, to_pixels
+from common.options import WEIGHTS
 from evaluations.harness import spread
 from studies.photos import PHOTOS, photo_path
 from tokenizer.model import Tokenizer
@@ -42,8 +43,8 @@ class DemoConfig:
     results: str = opt("results/quickstart", "a quickstart's folder: its models, images and result records are used")
     vq_ckpt: str | None = opt(None, "tokenizer: a run, a checkpoint or a released file; null = the one in results")
     gpt_ckpt: str | None = opt(None, "generator; null = the one in results, unless vq_ckpt is given")
-    vq_weights: str = opt("ema", "tokenizer weights: ema (falls back to model) | model")
-    gpt_weights: str = opt("model", "generator weights: model | ema")
+    vq_weights: str = opt("ema", "tokenizer weights; ema falls back to model", WEIGHTS)
+    gpt_weights: str = opt("model", "generator weights", WEIGHTS)
     images: str | None = opt(None, "image folder to choose from; null = the quickstart's, else embedded photographs")
     prefixes: bool | None = opt(None, "whether prefixes of the tokens decode; null = as the checkpoint's config says")
     port: int = opt(7860, "port of the page on 127.0.0.1; 0 = any free one", low=0)
