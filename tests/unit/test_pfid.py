@@ -82,6 +82,7 @@ def test_the_batch_does_not_matter(made: Path, tmp_path: Path, neighbours: str) 
     assert other != pytest.approx(cell, rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["none", "bf16"])
 @pytest.mark.parametrize(("quantizer", "neighbours"), [
     ({"name": "product", "groups": 2, "part": {"name": "vq_hits", "codebook_size": 32, "codebook_dim": 4}}, "code"),
     ({"name": "product", "groups": 2, "part": {"name": "vq_hits", "codebook_size": 32, "codebook_dim": 4}}, "latent"),
@@ -89,7 +90,7 @@ def test_the_batch_does_not_matter(made: Path, tmp_path: Path, neighbours: str) 
     ({"name": "fsq", "levels": [4, 4, 2]}, "code"),
 ])  # fmt: skip
 def test_every_quantizer_with_codes_can_be_perturbed(
-    made: Path, tmp_path: Path, quantizer: dict[str, Any], neighbours: str
+    made: Path, tmp_path: Path, quantizer: dict[str, Any], neighbours: str, precision: str
 ) -> None:
     """Groups by themselves: each has a codebook, and near codes, of its own."""
     groups = quantizer.get("groups", 1)
@@ -105,6 +106,7 @@ def test_every_quantizer_with_codes_can_be_perturbed(
         torch.nn.init.normal_(value, std=0.2)
     checkpoint.save(tmp_path / "vq", 1, {"model": tokenizer.state_dict()}, {}, {"model": dataclasses.asdict(settings)})
     words = ("--vq-ckpt", tmp_path / "vq", "--alphas", "[0.0,0.9]", "--deltas", "[8]", "--neighbours", neighbours)
+    words += ("--precision", precision)
     found = measure(made, tmp_path / "out", *words)
     [entry] = found["tokens"].values()
     still, moved = (cell[f"p{NAME}"] for cell in entry["cells"])
