@@ -11,9 +11,10 @@ from typing import Any
 import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from evaluations.bench_table import EQUAL_BITS, column, shown
-from evaluations.figures import COLOURS, MUTED, STYLE, figure_uri
+from evaluations.figures import COLOURS, STYLE, figure_uri
 
 __all__ = ["render"]
 
@@ -134,9 +135,9 @@ def _looks(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 def _finish(figure: Figure, title: Sequence[str]) -> Figure:
     axes = figure.axes[0]
     axes.set(xlabel=title[0], ylabel=title[1], xscale="log")
-    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        ticks("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=7, labelcolor=MUTED)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
