@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from evaluations.bench_table import EQUAL_BITS, column, shown
+from evaluations.bench_table import BIASED, EQUAL_BITS, column, shown
 from evaluations.figures import COLOURS, STYLE, figure_uri
 
 __all__ = ["render"]
@@ -42,6 +42,7 @@ def render(table: Mapping[str, Any], out: Path) -> str:
     return environment.from_string(TEMPLATE.read_text()).render(
         about=table["about"], rows=rows, columns=columns, sections=sections, shown=shown, winners=winners(table),
         levels=levels(rows), plots=plots(table), examples=examples(rows, out), equal_bits=f"{EQUAL_BITS:g}",
+        biased=BIASED,
     )  # fmt: skip
 
 

@@ -61,6 +61,8 @@ COLUMNS = {
 }  # fmt: skip
 """Figure, or the start of its name -> its column; the first that matches counts."""
 
+BIASED = "Resamples hold fewer different images, which raises Frechet distances: an interval can lie above its value."
+
 
 def column(name: str) -> Column | None:
     """The column of a figure; None for figures that are not shown. The network of a stand-in is in its title."""
@@ -164,7 +166,7 @@ def text(table: Mapping[str, Any]) -> str:
                 cells[title] = f"{mark}{shown(name, figure)}{mark if mark == '**' else ''}{spread}"
         rows.append(cells)
     notes = [f"{titles[name]}: {column(name).about}." for name in table["columns"]]
-    notes += [f"Left out: {name}: {why}." for name, why in about["left_out"].items()] + list(about["flags"])
+    notes += [BIASED, *(f"Left out: {name}: {why}." for name, why in about["left_out"].items()), *about["flags"]]
     return "\n".join([
         "# Tokenizers compared", "",
         f"{about['images']} images of `{about['data_path']}`. Brackets: 95% percentile intervals, {about['resamples']} "
